@@ -1,0 +1,447 @@
+"""asgi: where the app's side of a request lives: scope, receive and send, and the lifespan.
+
+A cycle is one request and its response. The connection puts in what the client says
+(``on_data``, ``on_end``, ``on_disconnect``); the app takes it out with ``receive`` and answers
+with ``send``. Neither suspends while data or room is there; else the call parks on a waiter of
+its own. What the app may send next is a table, HTTP_LIFECYCLE; a message that is not in it gets
+one sentence that teaches.
+"""
+
+from __future__ import annotations
+
+from .errors import ClientDisconnected
+from .response import CONTINUE, check_pair
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from typing import Any, Callable, Literal, Protocol
+
+    from .http1 import Request
+    from .response import ResponseWriter
+    from .task import Stepper, Waits
+    from .transport import Transport
+
+    Message = dict[str, Any]
+    Scope = dict[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+    ResponseState = Literal["waiting", "started", "streaming", "trailing", "complete"]
+    InputState = Literal["open", "ended", "delivered", "cut"]
+    LifespanState = Literal[
+        "waiting", "starting", "running", "stopping", "stopped", "failed", "off"
+    ]
+
+    class CycleOwner(Protocol):
+        """What a cycle asks of its connection."""
+
+        def response_complete(self, cycle: HTTPCycle) -> None: ...
+        def body_wanted(self, cycle: HTTPCycle) -> None: ...
+        def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None: ...
+
+
+ASGI_VERSION = "3.0"
+HTTP_SPEC_VERSION = "2.5"
+LIFESPAN_SPEC_VERSION = "2.0"
+HEX_VALUES = {
+    (high + low).encode(): bytes((int(high + low, 16),))
+    for high in "0123456789abcdefABCDEF"
+    for low in "0123456789abcdefABCDEF"
+}
+
+
+def decode_path(raw_path: bytes) -> str:
+    """Percent-decode once, then read as UTF-8; what cannot be decoded becomes U+FFFD."""
+    first, *rest = raw_path.split(b"%")
+    parts = [first]
+    for part in rest:
+        byte = HEX_VALUES.get(part[:2])
+        parts += (b"%", part) if byte is None else (byte, part[2:])
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def request_scope(
+    request: Request, transport: Transport, root_path: str, state: dict[str, Any] | None
+) -> Scope:
+    """Build the scope of one request (ASGI HTTP and WebSocket: connection scope), all of it new.
+
+    The keys that differ between the two types are filled by the caller: type, scheme, and method
+    or subprotocols.
+    """
+    raw_path = request.raw_path
+    path = decode_path(raw_path) if b"%" in raw_path else raw_path.decode("latin-1")
+    if root_path:
+        path = root_path + path
+        raw_path = root_path.encode() + raw_path
+    scope = {
+        "type": "http",
+        "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
+        "http_version": request.http_version,
+        "method": request.method,
+        "scheme": "https" if transport.secure else "http",
+        "path": path,
+        "raw_path": raw_path,
+        "query_string": request.query_string,
+        "root_path": root_path,
+        "headers": request.headers,
+        "client": transport.peer,
+        "server": transport.local,
+        "extensions": {},
+    }
+    if state is not None:
+        scope["state"] = state.copy()
+    return scope
+
+
+class HTTPCycle:
+    """One request and its response: the ``receive`` and ``send`` of one call of the app."""
+
+    __slots__ = (
+        "body_sent",
+        "disconnected",
+        "input",
+        "owner",
+        "pieces",
+        "pieces_size",
+        "receiving",
+        "request",
+        "scope",
+        "started_at",
+        "state",
+        "status",
+        "stepper",
+        "task",
+        "transport",
+        "unanswered_expect",
+        "waiters",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        owner: CycleOwner,
+        stepper: Stepper,
+        transport: Transport,
+        writer: ResponseWriter,
+        request: Request,
+        scope: Scope,
+    ) -> None:
+        self.owner = owner
+        self.stepper = stepper
+        self.transport = transport
+        self.writer = writer
+        self.request = request
+        self.scope = scope
+        self.state: ResponseState = "waiting"
+        self.input: InputState = "open"
+        self.disconnected = False
+        self.unanswered_expect = request.expect_continue
+        self.pieces: list[bytes] = []  # of the body, received and not yet delivered
+        self.pieces_size = 0
+        self.waiters: list[Waits] = []  # one for each receive() or send() that waits
+        self.receiving = 0  # how many calls of receive() wait
+        self.status = 0  # of the response, once it is started
+        self.body_sent = 0
+        self.started_at = transport.reactor.now
+        self.task: Any = None
+
+    def __repr__(self) -> str:
+        return f"<HTTPCycle {self.request!r} {self.state}, input {self.input}>"
+
+    # -- what the connection puts in -----------------------------------------------------------
+
+    def on_data(self, data: bytes) -> None:
+        """A piece of the body has come."""
+        self.pieces.append(data)
+        self.pieces_size += len(data)
+        self.unanswered_expect = False
+        if self.waiters:
+            self.release_waiters()
+
+    def on_end(self) -> None:
+        """The body is complete."""
+        self.input = "ended"
+        if self.waiters:
+            self.release_waiters()
+
+    def on_disconnect(self) -> None:
+        """The client is gone, or has broken its body: nothing more can be said to the app."""
+        self.disconnected = True
+        self.pieces.clear()
+        self.pieces_size = 0
+        if self.input == "open":
+            self.input = "cut"
+        self.release_waiters()
+
+    def on_done(self, exc: BaseException | None) -> None:
+        """The app has returned, or raised ``exc``."""
+        self.task = None
+        self.owner.cycle_done(self, exc)
+
+    def release_waiters(self) -> None:
+        """Step on everyone who waits; each looks for itself whether it was meant."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    @property
+    def waits_for_client(self) -> bool:
+        """True when the app has all of the request and waits in receive(): for a disconnect."""
+        return self.input == "delivered" and self.receiving > 0
+
+    async def wait(self) -> None:
+        """Park until something has changed; one waiter a call, so that a cancel hits one."""
+        waiter = self.stepper.waiter()
+        self.waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+
+    def access_line(self, peer: str, now: float) -> str:
+        """Describe what was asked, what was answered, how much and how long."""
+        request = self.request
+        status = self.status or 499  # nginx's number for a client that left before an answer
+        return (
+            f'{peer} - "{request.method} {request.target.decode("latin-1")} '
+            f'HTTP/{request.http_version}" {status} {self.body_sent} '
+            f"{(now - self.started_at) * 1000:.1f}ms"
+        )
+
+    # -- the app's two callables ---------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        """Return the next message (ASGI HTTP: http.request, then http.disconnect for ever)."""
+        while True:
+            if self.disconnected or self.state == "complete":
+                return {"type": "http.disconnect"}
+            if self.pieces or self.input == "ended":
+                return self.take_body()
+            if self.unanswered_expect:  # RFC 9110 §10.1.1: now the body is wanted
+                self.unanswered_expect = False
+                if self.state == "waiting":
+                    self.transport.write([CONTINUE])
+            self.owner.body_wanted(self)
+            if not self.disconnected:
+                self.receiving += 1
+                try:
+                    await self.wait()
+                finally:
+                    self.receiving -= 1
+
+    def take_body(self) -> Message:
+        """Deliver all that is there as one message, and let the connection read on."""
+        body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        self.pieces.clear()
+        self.pieces_size = 0
+        if self.input == "ended":
+            self.input = "delivered"
+            return {"type": "http.request", "body": body, "more_body": False}
+        self.owner.body_wanted(self)
+        return {"type": "http.request", "body": body, "more_body": True}
+
+    async def send(self, message: Message) -> None:
+        """Take the app's next message; wait while the client does not read.
+
+        Raises ClientDisconnected, an OSError, when the client is gone (spec 2.4); RuntimeError,
+        TypeError or ValueError, with nothing written, when the message is not right.
+        """
+        kind = message.get("type")
+        handler = HTTP_LIFECYCLE[self.state].get(kind)
+        if handler is None:
+            self.refuse(kind)
+            return
+        if self.disconnected:
+            raise ClientDisconnected("the client is gone")
+        handler(self, message)
+        while self.transport.writing_paused and not self.disconnected:
+            await self.wait()
+        if self.disconnected and self.state != "complete":
+            raise ClientDisconnected("the client is gone")
+
+    def refuse(self, kind: object) -> None:
+        """Raise the sentence that teaches, or ignore what comes after the end."""
+        if self.state == "complete" and kind in HTTP_MESSAGES:
+            return  # ASGI HTTP: "will be ignored"
+        if kind not in HTTP_MESSAGES:
+            raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response")
+        allowed = " or ".join(key for key in HTTP_LIFECYCLE[self.state] if key in HTTP_PLAIN)
+        raise RuntimeError(f"{kind} cannot be sent while the response is {self.state}: {allowed}")
+
+    def on_start(self, message: Message) -> None:
+        """Hold status and headers until the first piece of the body."""
+        if "status" not in message:
+            raise TypeError("http.response.start needs a status")
+        self.writer.start(
+            message["status"], message.get("headers", ()), bool(message.get("trailers", False))
+        )
+        self.status = self.writer.status
+        self.state = "started"
+
+    def on_body(self, message: Message) -> None:
+        """Frame and write a piece of the body."""
+        body = message.get("body", b"")
+        if type(body) is not bytes:
+            if not isinstance(body, (bytes, bytearray, memoryview)):
+                raise TypeError(f"http.response.body needs bytes, not {type(body).__name__}")
+            body = bytes(body)  # a copy: the app may overwrite its buffer afterwards
+        more = bool(message.get("more_body", False))
+        self.settle()
+        writer = self.writer
+        self.transport.write(writer.send(body, more))
+        self.body_sent += len(body)
+        if more and not writer.fault:
+            self.state = "streaming"
+        elif writer.trailers and not writer.fault:
+            self.state = "trailing"
+        else:
+            self.end()
+
+    def on_trailers(self, message: Message) -> None:
+        """Write trailer fields where this framing has a place for them (spec: trailers)."""
+        more = bool(message.get("more_trailers", False))
+        self.transport.write(self.writer.send_trailers(message.get("headers", ()), more))
+        if not more:
+            self.end()
+
+    def on_early_hint(self, message: Message) -> None:
+        """Write a 103 with the links, before the final head (RFC 8297)."""
+        links = [check_pair((b"link", link))[1] for link in message.get("links", ())]
+        if links and self.request.http_version == "1.1" and self.writer.framing == "held":
+            lines = b"".join(b"link: " + link + b"\r\n" for link in links)
+            self.transport.write([b"HTTP/1.1 103 Early Hints\r\n" + lines + b"\r\n"])
+
+    def settle(self) -> None:
+        """Decide, when the head goes out, whether another request can follow this one."""
+        if self.writer.framing == "held" and self.input == "open" and self.unread_is_much():
+            self.writer.keep_alive = False
+
+    def unread_is_much(self) -> bool:
+        """Tell whether the rest of the body is not worth reading only to throw it away."""
+        length = self.request.content_length
+        return self.unanswered_expect or (length is not None and length > MAX_DISCARD)
+
+    def end(self) -> None:
+        """The response is complete, whatever the app does afterwards."""
+        self.state = "complete"
+        self.owner.response_complete(self)
+        if self.waiters:
+            self.release_waiters()
+        fault = self.writer.fault
+        if fault:
+            self.writer.fault = ""
+            raise ValueError(fault)
+
+
+MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
+
+HTTP_PLAIN = ("http.response.start", "http.response.body", "http.response.trailers")
+# What the app may send, by the state of the response; anything else is refused or ignored.
+HTTP_LIFECYCLE: dict[ResponseState, dict[object, Callable[[HTTPCycle, Message], None]]] = {
+    "waiting": {"http.response.start": HTTPCycle.on_start},
+    "started": {
+        "http.response.body": HTTPCycle.on_body,
+        "http.response.early_hint": HTTPCycle.on_early_hint,
+    },
+    "streaming": {
+        "http.response.body": HTTPCycle.on_body,
+        "http.response.early_hint": HTTPCycle.on_early_hint,
+    },
+    "trailing": {"http.response.trailers": HTTPCycle.on_trailers},
+    "complete": {},
+}
+HTTP_MESSAGES = frozenset(kind for row in HTTP_LIFECYCLE.values() for kind in row)
+HTTP_EXTENSIONS: tuple[str, ...] = ("http.response.trailers", "http.response.early_hint")
+
+
+class Lifespan:
+    """The app's start and end (ASGI lifespan): ``startup`` before the first request.
+
+    ``mode`` is "auto", "on" or "off". In auto an app that raises is taken to know no lifespan;
+    ``asked`` tells whether it had asked for the first message by then.
+    """
+
+    def __init__(self, stepper: Stepper, mode: str = "auto") -> None:
+        self.stepper = stepper
+        self.mode = mode
+        self.status: LifespanState = "off" if mode == "off" else "waiting"
+        self.state: dict[str, Any] = {}
+        self.inbox: list[Message] = []
+        self.waiters: list[Waits] = []
+        self.on_change: Callable[[], object] | None = None
+        self.asked = False  # the app called receive() at least once
+        self.failure: BaseException | str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lifespan {self.status}>"
+
+    def scope(self, version: str = ASGI_VERSION) -> Scope:
+        """Build the lifespan scope."""
+        return {
+            "type": "lifespan",
+            "asgi": {"version": version, "spec_version": LIFESPAN_SPEC_VERSION},
+            "state": self.state,
+        }
+
+    def put(self, message: Message) -> None:
+        """Give the app a message."""
+        self.inbox.append(message)
+        self.change("starting" if self.status == "waiting" else "stopping")
+
+    def change(self, status: LifespanState) -> None:
+        """Enter a state and step on whoever waits for one."""
+        self.status = status
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self.on_change is not None:
+            self.on_change()
+
+    @property
+    def has_failed(self) -> bool:
+        """True when the app said so, or raised where it must not."""
+        return self.status == "failed"
+
+    def explain_unsupported(self) -> str:
+        """Say, in auto mode, why the app is served without a lifespan."""
+        return f"served without lifespan: the app raised {self.failure!r}"
+
+    async def receive(self) -> Message:
+        """Return lifespan.startup, and lifespan.shutdown when the time has come."""
+        self.asked = True
+        while not self.inbox:
+            waiter = self.stepper.waiter()
+            self.waiters.append(waiter)
+            await waiter
+        return self.inbox.pop(0)
+
+    async def send(self, message: Message) -> None:
+        """Take the app's answer to the one or the other."""
+        kind = message.get("type")
+        following = LIFESPAN_LIFECYCLE.get(self.status, {}).get(kind)
+        if following is None:
+            raise RuntimeError(f"{kind!r} cannot be sent while the lifespan is {self.status}")
+        if following == "failed":
+            self.failure = str(message.get("message", ""))
+        self.change(following)
+
+    def on_done(self, exc: BaseException | None) -> None:
+        """The lifespan call has ended, by itself or not."""
+        if exc is not None and self.failure is None:
+            self.failure = exc
+        if self.status == "starting" and exc is not None:
+            self.change("off" if self.mode == "auto" else "failed")
+        elif self.status in ("starting", "running"):
+            self.change("off")
+        elif self.status == "stopping":
+            self.change("stopped" if exc is None else "failed")
+
+
+LIFESPAN_LIFECYCLE: dict[LifespanState, dict[object, LifespanState]] = {
+    "starting": {"lifespan.startup.complete": "running", "lifespan.startup.failed": "failed"},
+    "stopping": {"lifespan.shutdown.complete": "stopped", "lifespan.shutdown.failed": "failed"},
+}

@@ -1,0 +1,440 @@
+"""connection: the whole life of a request, top to bottom: bytes, events, cycle, bytes.
+
+The only room where wire meets coroutines, and the only one that knows both. One request at a time:
+
+    data_received -> parser -> read_request -> start_cycle -> (the app: receive, send)
+        -> response_complete -> keep the connection, or close it
+
+A ProtocolError is answered here, in ``refuse``, and nowhere else. A connection holds one deadline,
+for whatever it waits for now; while it waits for nothing but the app, none.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import Context, copy_context
+
+from .asgi import HTTP_EXTENSIONS, MAX_DISCARD, HTTPCycle, request_scope
+from .errors import ClientDisconnected, ProtocolError
+from .grammar import FieldLines, Limits
+from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
+from .logs import AccessLog, Complaints, error_logger, printable
+from .reactor import NEVER, Deadline
+from .response import DefaultLines, ResponseLines, ResponseWriter, plain_answer
+from .task import Cancelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from typing import Any, Callable
+
+    from .asgi import Receive, Scope, Send
+    from .http1 import HTTPEvent
+    from .task import Stepper
+    from .transport import Transport
+
+    # an app whose call makes a coroutine; the server sees to it that it does
+    StepApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, object]]
+
+PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
+BODY_WATERMARK = 65536  # bytes of a body that the app has not received
+BODY_PROGRESS = 1024  # bytes that count as progress of a slow body
+
+
+class Service:
+    """What all connections of a worker share: the app, its settings, and the books."""
+
+    def __init__(self, app: StepApp, stepper: Stepper) -> None:
+        self.app = app
+        self.stepper = stepper
+        self.reactor = stepper.reactor
+        self.context: Context = copy_context()  # each request runs in a copy of its own
+        self.root_path = ""
+        self.state: dict[str, Any] | None = None  # of the lifespan
+        self.limits = Limits()
+        self.fields = FieldLines()
+        self.lines = ResponseLines()
+        self.defaults = DefaultLines()
+        self.tell_date: Callable[[], float] | None = (
+            None  # renews the Date; returns how long it holds
+        )
+        self.date_until = 0.0
+        self.timeout_keep_alive = 5.0
+        self.timeout_header = 15.0
+        self.timeout_body = 30.0
+        self.limit_concurrency = 0
+        self.limit_max_requests = 0
+        self.access_log: AccessLog | None = None
+        self.complaints = Complaints(self.reactor.clock)
+        self.connections: set[HTTPConnection] = set()
+        self.cycles = 0  # requests in flight, background work included
+        self.requests = 0  # requests begun in all
+        self.draining = False  # shutting down: this request is the connection's last
+        self.on_change: Callable[[], object] | None = None  # a connection or a request has ended
+        self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
+        self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out
+
+
+class HTTPConnection:
+    """The protocol of one connection: requests in, responses out, in order."""
+
+    __slots__ = (
+        "awaited",
+        "body_progress",
+        "cycle",
+        "deadline",
+        "discarded",
+        "eof",
+        "parser",
+        "service",
+        "transport",
+        "unlogged",
+        "writer",
+    )
+
+    def __init__(self, service: Service, transport: Transport) -> None:
+        self.service = service
+        self.transport = transport
+        self.parser = RequestParser(service.limits, service.fields)
+        self.writer = ResponseWriter(service.defaults, service.lines)
+        self.cycle: HTTPCycle | None = None  # the request in flight
+        self.eof = False
+        self.awaited = "request"  # -> head | body | app | close: what the deadline is for
+        self.discarded = 0  # bytes read of a body that nobody wants
+        self.unlogged: list[HTTPCycle] = []
+        self.body_progress = 0
+        self.deadline = Deadline(service.reactor, self.on_deadline)
+        self.deadline.set(service.reactor.now + service.timeout_keep_alive)
+        service.connections.add(self)
+
+    def __repr__(self) -> str:
+        return f"<HTTPConnection #{self.transport.number} waits for {self.awaited}>"
+
+    # -- what the transport calls --------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come: of the next request, of this one's body, or ahead of time."""
+        self.parser.receive_data(data)
+        cycle = self.cycle
+        if cycle is None:
+            self.read_request()
+        elif cycle.input == "open":
+            self.read_body(cycle)
+        elif self.parser.buffered > PIPELINE_WATERMARK:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """The client will send nothing more; it may still be reading (RFC 9112 §9.6)."""
+        self.eof = True
+        self.parser.receive_eof()
+        cycle = self.cycle
+        if cycle is None:
+            self.read_request()
+        elif cycle.input == "open":
+            self.read_body(cycle)
+        elif cycle.waits_for_client:
+            cycle.on_disconnect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed: tell the app, release everything."""
+        self.deadline.close()
+        service = self.service
+        service.connections.discard(self)
+        cycle, self.cycle = self.cycle, None
+        if cycle is not None:
+            cycle.on_disconnect()
+        if service.on_change is not None:
+            service.on_change()
+
+    def pause_writing(self) -> None:
+        """The client does not read: the cycle sees it on the transport, in send()."""
+
+    def resume_writing(self) -> None:
+        """There is room again: send() goes on."""
+        if self.cycle is not None:
+            self.cycle.release_waiters()
+
+    # -- a request -----------------------------------------------------------------------------
+
+    def read_request(self) -> None:
+        """Begin the next request, if its head is here."""
+        if self.cycle is not None or self.transport.state != "open":
+            return
+        event = self.next_event()
+        while type(event) is Data or type(event) is EndOfMessage:  # of a body nobody read
+            self.discarded += len(event.data) if type(event) is Data else 0
+            if self.discarded > MAX_DISCARD:
+                self.finish(True)
+                return
+            event = self.next_event()
+        if type(event) is Request:
+            self.start_cycle(event)
+        elif event is NEED_DATA:
+            if self.parser.buffered and self.awaited == "request":
+                self.wait_for("head", self.service.timeout_header)
+        elif event is CLOSED:
+            self.transport.close()
+
+    def next_event(self) -> HTTPEvent | None:
+        """Ask the parser; None when it failed and the failure was answered."""
+        parser = self.parser
+        before = parser.state if self.transport.trace else ""
+        try:
+            event = parser.next_event()
+        except ProtocolError as exc:
+            self.refuse(exc)
+            return None
+        if self.transport.trace:
+            self.transport.trace("event", self.transport, event, f"({before} -> {parser.state})")
+        return event
+
+    def start_cycle(self, request: Request) -> None:
+        """Give the request to the app as a task of its own."""
+        service = self.service
+        transport = self.transport
+        reactor = service.reactor
+        if reactor.now >= service.date_until and service.tell_date is not None:
+            service.date_until = reactor.now + service.tell_date()
+        if service.limit_concurrency and self.is_too_many():
+            self.answer(503, "Service busy, try again", request, ((b"retry-after", b"1"),))
+            return
+        keep_alive = request.keep_alive and not service.draining
+        self.writer.begin(request.method, request.http_version, keep_alive)
+        scope = request_scope(request, transport, service.root_path, service.state)
+        extensions = scope["extensions"]
+        for name in HTTP_EXTENSIONS:
+            extensions[name] = {}
+        cycle = HTTPCycle(self, service.stepper, transport, self.writer, request, scope)
+        self.cycle = cycle
+        self.deadline.at = NEVER
+        self.awaited = "app"
+        self.body_progress = 0
+        service.cycles += 1
+        service.requests += 1
+        self.read_body(cycle)
+        if cycle.disconnected:  # the body was broken from its first byte: answered already
+            service.cycles -= 1
+            return
+        if transport.trace:
+            transport.trace("task", transport, f"app({request.method} {scope['path']})")
+        coro = service.app(scope, cycle.receive, cycle.send)
+        cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
+        if service.requests == service.limit_max_requests and service.on_limit is not None:
+            service.on_limit()
+
+    def read_body(self, cycle: HTTPCycle) -> None:
+        """Hand over what is here of the body; stop reading when the app does not take it."""
+        while cycle.input == "open":
+            if cycle.pieces_size > BODY_WATERMARK:
+                self.transport.pause_reading()
+                self.wait_for("app", NEVER)
+                return
+            event = self.next_event()
+            if type(event) is Data:
+                self.body_progress += len(event.data)
+                cycle.on_data(event.data)
+            elif type(event) is EndOfMessage:
+                cycle.on_end()
+                if self.awaited == "body":
+                    self.wait_for("app", NEVER)
+            elif event is NEED_DATA:
+                if self.awaited != "body" or self.body_progress >= BODY_PROGRESS:
+                    self.body_progress = 0
+                    waits = NEVER if cycle.unanswered_expect else self.service.timeout_body
+                    self.wait_for("body", waits)
+                return
+            else:
+                return
+
+    def body_wanted(self, cycle: HTTPCycle) -> None:
+        """The app is in receive(): read on, or tell it at once what is known already."""
+        if cycle is not self.cycle:
+            return
+        if cycle.input == "open":
+            if not self.eof:
+                self.transport.resume_reading()
+            if self.awaited == "body" and self.deadline.at == NEVER:
+                self.awaited = "app"  # the 100 has been sent: now the client must go on
+            self.read_body(cycle)
+        elif self.eof and cycle.input == "delivered":
+            cycle.on_disconnect()
+
+    def response_complete(self, cycle: HTTPCycle) -> None:
+        """The last byte is written: go on with the next request, or close."""
+        service = self.service
+        transport = self.transport
+        if service.access_log is not None:
+            self.unlogged.append(cycle)
+            transport.on_flushed = self.log_requests
+        if cycle is not self.cycle:
+            return
+        self.cycle = None
+        if not self.writer.keep_alive or service.draining:
+            self.finish(cycle.input == "open" or self.parser.buffered > 0)
+            return
+        self.discarded = 0
+        self.wait_for("request", service.timeout_keep_alive)
+        if not self.eof:
+            transport.resume_reading()
+        if self.parser.buffered or self.eof:
+            service.reactor.call_soon(self.read_request)
+
+    def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None:
+        """The app has returned or raised; without a complete response that has consequences."""
+        service = self.service
+        service.cycles -= 1
+        if service.on_change is not None:
+            service.on_change()
+        if isinstance(exc, KeyboardInterrupt) and service.on_stop is not None:
+            service.on_stop(exc)
+        if exc is not None and not is_disconnect(exc) and not isinstance(exc, Cancelled):
+            log_app_error(exc, cycle)
+        if cycle.state == "complete" or cycle is not self.cycle:
+            return
+        if exc is None:
+            error_logger.error(
+                "the app returned %s: %s %s",
+                "without a response"
+                if cycle.state in ("waiting", "started")
+                else "in mid-response",
+                cycle.request.method,
+                cycle.scope["path"],
+            )
+        if cycle.state in ("waiting", "started"):
+            status, text = (
+                (503, "Shutting down")
+                if isinstance(exc, Cancelled)
+                else (500, "Internal Server Error")
+            )
+            self.answer(status, text, cycle.request)
+        else:
+            self.cut()
+
+    # -- the ends of a connection --------------------------------------------------------------
+
+    def refuse(self, exc: ProtocolError) -> None:
+        """Answer a broken request, and never read on: the one place for ProtocolError."""
+        level = logging.DEBUG if self.eof else logging.WARNING
+        self.service.complaints.log(level, f"{self.peer_name()}: {exc.status} {exc.reason}")
+        request = self.parser.request
+        cycle = self.cycle
+        if cycle is not None and self.writer.framing not in ("waiting", "held"):
+            self.cut()
+        else:
+            self.answer(exc.status, exc.reason, request, exc.headers)
+        if cycle is not None:
+            cycle.on_disconnect()
+
+    def answer(
+        self,
+        status: int,
+        text: str,
+        request: Request,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send an answer of our own, the last one of this connection."""
+        cycle, self.cycle = self.cycle, None
+        head_only = request.method == "HEAD"
+        if self.transport.state == "open":
+            self.transport.write(
+                [plain_answer(status, text, self.service.defaults, head_only, headers)]
+            )
+        if self.service.access_log is not None and request.method:
+            self.service.access_log.write(
+                f'{self.peer_name()} - "{request.method} {request.target.decode("latin-1")} '
+                f'HTTP/{request.http_version}" {status}'
+            )
+        if cycle is not None:
+            cycle.state = "complete"
+        self.finish(True)
+
+    def finish(self, unread: bool) -> None:
+        """Close once all is sent; with ``unread`` input, so that the client can read it first."""
+        self.deadline.set(NEVER)
+        self.awaited = "close"
+        if unread and not self.eof:
+            self.transport.linger()
+        else:
+            self.transport.close()
+
+    def cut(self) -> None:
+        """End a response in its middle, so that the client sees that it is not complete."""
+        self.cycle = None
+        self.deadline.set(NEVER)
+        if self.writer.framing == "until-close":
+            self.transport.abort()  # a clean end would look like a complete body
+        else:
+            self.transport.close()
+
+    def wait_for(self, awaited: str, timeout: float) -> None:
+        """Hold the one deadline, for ``awaited``."""
+        self.awaited = awaited
+        self.deadline.set(self.service.reactor.now + timeout)
+
+    def on_deadline(self) -> None:
+        """What was waited for has not come in time."""
+        if self.transport.trace:
+            self.transport.trace("timer", self.transport, f"waited too long for the {self.awaited}")
+        if self.awaited == "head":
+            self.refuse(ProtocolError("the request head did not come in time", 408))
+        elif self.awaited == "body":
+            self.refuse(ProtocolError("the request body did not come in time", 408))
+        else:
+            self.transport.close()
+
+    def close_if_idle(self) -> None:
+        """Close, at shutdown, a connection that is between two requests."""
+        if self.cycle is None and self.transport.state == "open":
+            self.finish(False)
+
+    def tell_end(self) -> None:
+        """Tell, at shutdown, a request that does not end that it should (http.disconnect)."""
+        cycle = self.cycle
+        if cycle is not None:
+            cycle.on_disconnect()
+
+    # -- the books -----------------------------------------------------------------------------
+
+    def is_too_many(self) -> bool:
+        """Tell whether the worker has more to do than it was allowed."""
+        service = self.service
+        limit = service.limit_concurrency
+        return len(service.connections) > limit or service.cycles >= limit
+
+    def peer_name(self) -> str:
+        """Name the client for the log."""
+        peer = self.transport.peer
+        return "unix" if peer is None else f"{peer[0]}:{peer[1]}"
+
+    def log_requests(self) -> None:
+        """Write an access line for each response whose last byte has left, or whose client has."""
+        cycles, self.unlogged = self.unlogged, []
+        access_log = self.service.access_log
+        left = " (client left)" if self.transport.out else ""
+        now = self.service.reactor.clock()
+        for cycle in cycles:
+            if access_log is not None:
+                access_log.write(cycle.access_line(self.peer_name(), now) + left)
+
+
+def is_disconnect(exc: BaseException) -> bool:
+    """Tell whether ``exc`` only says, at whatever remove, that the client has left."""
+    cause: BaseException | None = exc
+    for _ in range(10):
+        if cause is None or isinstance(cause, ClientDisconnected):
+            return cause is not None
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def log_app_error(exc: BaseException, cycle: HTTPCycle) -> None:
+    """Log what the app raised, once, with its own traceback."""
+    traceback = exc.__traceback__
+    if traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next  # the first frame is the stepper's
+    error_logger.error(
+        "the app failed: %s %s",
+        cycle.request.method,
+        printable(cycle.scope["path"]),
+        exc_info=(type(exc), exc, traceback),
+    )

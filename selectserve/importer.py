@@ -1,0 +1,130 @@
+"""importer: from what the user named to a callable that makes one coroutine a request.
+
+``APP`` is ``package.module:attribute`` (dots allowed in the attribute) or the app itself. Whatever
+its shape, ASGI 3, ASGI 2 or a factory, the rooms below get one: called with scope, receive and
+send it returns a coroutine. A mistake is told in one line; what the user's own code raises is
+shown with the user's own traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from .errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+    from .asgi import Receive, Scope, Send
+    from .connection import StepApp
+
+COROUTINE_FUNCTION = 0x80  # inspect.CO_COROUTINE; importing inspect would cost 9 ms
+
+
+def load_app(target: Any, app_dir: str = ".", factory: bool = False) -> Any:
+    """Return the app that ``target`` names; raise ConfigError (exit code 1)."""
+    if isinstance(target, str):
+        module_name, colon, attribute = target.partition(":")
+        if not colon or not module_name or not attribute:
+            raise ConfigError(
+                f"app {target!r} must be written module:attribute, for example main:app"
+            )
+        app = find_attribute(import_module(module_name, app_dir), module_name, attribute)
+    else:
+        app = target
+    if factory:
+        if not callable(app):
+            raise ConfigError(f"--factory: {target!r} is not callable")
+        try:
+            app = app()
+        except TypeError as exc:
+            if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
+                raise ConfigError(f"--factory: {target!r} cannot be called: {exc}") from None
+            raise
+    if not callable(app):
+        raise ConfigError(f"app {target!r} is not callable but {type(app).__name__}")
+    return app
+
+
+def import_module(name: str, app_dir: str) -> Any:
+    """Import the module ``name``, looking in ``app_dir`` first."""
+    directory = os.path.abspath(app_dir or ".")
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        # Only when the named module itself is missing; else one of its own imports is.
+        if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
+            raise
+        raise ConfigError(f"cannot import app module {name!r}: looked in {directory}") from None
+
+
+def find_attribute(module: Any, module_name: str, attribute: str) -> Any:
+    """Follow the dots of ``attribute``."""
+    found = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigError(f"module {module_name!r} has no attribute {attribute!r}") from None
+    return found
+
+
+def own_traceback(exc: BaseException) -> TracebackType | None:
+    """Return the part of the traceback that is the user's: without ours and importlib's frames."""
+    traceback = exc.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_globals.get("__name__", "")
+        if not name.startswith(("importlib", "selectserve")):
+            break
+        traceback = traceback.tb_next
+    return traceback
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Tell whether calling ``function`` makes a coroutine."""
+    while hasattr(function, "func") and not hasattr(function, "__code__"):  # functools.partial
+        function = function.func
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    return bool(code is not None and code.co_flags & COROUTINE_FUNCTION)
+
+
+def detect_interface(app: Any) -> str:
+    """Tell ASGI 3 from ASGI 2, by the rules of asgiref."""
+    if getattr(app, "_asgi_single_callable", False):
+        return "asgi3"
+    if getattr(app, "_asgi_double_callable", False) or isinstance(app, type):
+        return "asgi2"
+    if is_coroutine_function(app) or is_coroutine_function(type(app).__call__):
+        return "asgi3"
+    return "asgi2"
+
+
+def make_step_app(app: Any, interface: str = "auto") -> StepApp:
+    """Return ``app`` as a callable whose call makes a coroutine, whatever its interface."""
+    if interface == "auto":
+        interface = detect_interface(app)
+    if interface == "asgi2":
+
+        async def call_twice(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["asgi"]["version"] = "2.0"
+            await app(scope)(receive, send)
+
+        return call_twice
+    if is_coroutine_function(app):
+        step_app: StepApp = app
+        return step_app
+    if is_coroutine_function(type(app).__call__):
+        bound: StepApp = app.__call__  # bound once instead of on each request
+        return bound
+
+    async def call_and_await(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return call_and_await

@@ -1,0 +1,272 @@
+"""reactor: one thread that waits for many things at once, and calls whoever can go on.
+
+A handler is a callable that is given a readiness mask; it does what can be done now and returns,
+it never waits. Everything else that is called (timers, the ready queue, flushes) keeps the same
+rule, so that one turn, ``tick``, is short and everybody gets one. The reactor owns the selector,
+the monotonic clock and the wakeup pair, the byte through which signals and other threads end a
+wait early. An idle reactor makes no system call between its timers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import selectors
+import socket
+import time
+from collections import deque
+
+from .trace import Tracer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Protocol
+
+    Handler = Callable[[int], object]
+
+    class Flushable(Protocol):
+        """What may wait in ``unflushed``: called once at the end of the turn."""
+
+        def flush(self) -> None: ...
+
+
+EVENT_READ = selectors.EVENT_READ
+EVENT_WRITE = selectors.EVENT_WRITE
+NEVER = float("inf")
+MAX_PATIENCE = 86400.0  # select() refuses what does not fit a C int of milliseconds
+MIN_CANCELLED = 64  # below it, cancelled timers are left to come up by themselves
+
+
+class Timer:
+    """An action at a moment of the reactor's clock; ``cancel`` forgets it."""
+
+    __slots__ = ("action", "at", "reactor")
+
+    def __init__(self, reactor: Reactor, at: float, action: Callable[[], object]) -> None:
+        self.reactor = reactor
+        self.at = at
+        self.action: Callable[[], object] | None = action
+
+    def __repr__(self) -> str:
+        return f"<Timer at {self.at:.3f} {self.action!r}>"
+
+    def cancel(self) -> None:
+        """Never run the action; safe at any time, also twice."""
+        if self.action is not None:
+            self.action = None
+            self.reactor.forget_timer()
+
+
+class Deadline:
+    """A moment that moves often and is reached seldom; ``action`` is called when it is.
+
+    To move it is one assignment: the heap holds an entry that may be too early, and only when
+    that comes up is the moment looked at. A kept connection so costs one heap operation every
+    few seconds instead of two a request.
+    """
+
+    __slots__ = ("action", "at", "reactor", "timer")
+
+    def __init__(self, reactor: Reactor, action: Callable[[], object]) -> None:
+        self.reactor = reactor
+        self.action: Callable[[], object] | None = action
+        self.at = NEVER
+        self.timer: Timer | None = None
+
+    def set(self, at: float) -> None:
+        """Move the moment to ``at`` on the reactor's clock; NEVER disarms."""
+        self.at = at
+        timer = self.timer
+        if at != NEVER and (timer is None or at < timer.at):
+            if timer is not None:
+                timer.cancel()
+            self.timer = self.reactor.call_at(at, self.look)
+
+    def look(self) -> None:
+        """Run the action if the moment has come, else come back when it has."""
+        self.timer = None
+        if self.at <= self.reactor.now:
+            self.at = NEVER
+            if self.action is not None:
+                self.action()
+        else:
+            self.set(self.at)
+
+    def close(self) -> None:
+        """Disarm for good and let go of the action."""
+        self.at = NEVER
+        self.action = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Reactor:
+    """Wait for readiness and time, call handlers, and flush; one ``tick`` is one turn.
+
+    ``selector`` and ``clock`` are parts like any other, so that a test can bring its own.
+    ``now`` is the clock's reading at the start of the turn, in seconds.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        trace: Tracer | None = None,
+    ) -> None:
+        self.selector = selectors.DefaultSelector() if selector is None else selector
+        self.clock = clock
+        self.now = clock()
+        self.ready: deque[Callable[[], object]] = deque()
+        self.unflushed: list[Flushable] = []
+        self.timers: list[tuple[float, int, Timer]] = []  # tuples are compared in C
+        self.timer_numbers = itertools.count()
+        self.cancelled_timers = 0
+        self.running = False
+        self.on_signal: Callable[[int], object] = int  # int(n) is n: nothing
+        self.on_fault: Callable[[Exception], object] | None = None  # a bug of ours, to be told
+        self.trace: Tracer | None = trace
+        self.threads: Any = None  # the pool of run_in_thread, once somebody needs it
+        self.wakeup_receiver, self.wakeup_sender = socket.socketpair()
+        self.wakeup_receiver.setblocking(False)
+        self.wakeup_sender.setblocking(False)
+        self.selector.register(self.wakeup_receiver, EVENT_READ, self.on_wakeup)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Reactor {len(self.selector.get_map() or ())} registered, {len(self.timers)} timers, "
+            f"{len(self.ready)} ready>"
+        )
+
+    # -- readiness: who is called when a descriptor is ready -----------------------------------
+
+    def register(self, fileobj: int | socket.socket, interest: int, handler: Handler) -> None:
+        """Call ``handler(mask)`` whenever ``fileobj`` is ready for what interest asks."""
+        self.selector.register(fileobj, interest, handler)
+
+    def modify(self, fileobj: int | socket.socket, interest: int, handler: Handler) -> None:
+        """Change what is waited for."""
+        self.selector.modify(fileobj, interest, handler)
+
+    def unregister(self, fileobj: int | socket.socket) -> None:
+        """Wait no longer; to be called before the descriptor is closed."""
+        self.selector.unregister(fileobj)
+
+    # -- time and turns ------------------------------------------------------------------------
+
+    def call_soon(self, action: Callable[[], object]) -> None:
+        """Run ``action`` in the next round of the ready queue."""
+        self.ready.append(action)
+
+    def call_at(self, at: float, action: Callable[[], object]) -> Timer:
+        """Run ``action`` once the clock has reached ``at``."""
+        timer = Timer(self, at, action)
+        heapq.heappush(self.timers, (at, next(self.timer_numbers), timer))
+        return timer
+
+    def call_later(self, delay: float, action: Callable[[], object]) -> Timer:
+        """Run ``action`` after ``delay`` seconds."""
+        return self.call_at(self.clock() + delay, action)
+
+    def call_from_thread(self, action: Callable[[], object]) -> None:
+        """Run ``action`` on the reactor's thread: the only method other threads may call."""
+        self.ready.append(action)  # deque.append is atomic
+        self.wakeup()
+
+    def wakeup(self) -> None:
+        """End the wait early; from any thread or signal handler."""
+        try:
+            self.wakeup_sender.send(b"\0")
+        except BlockingIOError:
+            pass  # the pair is full: the reactor will wake up anyway
+        except OSError:
+            pass  # closed: nobody waits any more
+
+    def on_wakeup(self, _ready: int) -> None:
+        """Drain the pair; bytes other than 0 are signal numbers (signal.set_wakeup_fd)."""
+        try:
+            data = self.wakeup_receiver.recv(4096)
+        except BlockingIOError:
+            return
+        for number in data:
+            if number:
+                self.on_signal(number)
+
+    def forget_timer(self) -> None:
+        """Count a cancelled timer; when most are cancelled, sweep them out."""
+        self.cancelled_timers += 1
+        if self.cancelled_timers > MIN_CANCELLED and self.cancelled_timers * 2 > len(self.timers):
+            self.timers = [entry for entry in self.timers if entry[2].action is not None]
+            heapq.heapify(self.timers)
+            self.cancelled_timers = 0
+
+    def patience(self) -> float | None:
+        """Tell how long this turn may wait, in seconds; None is until something happens."""
+        if self.ready or self.unflushed:
+            return 0.0
+        if not self.timers:
+            return None
+        return min(max(0.0, self.timers[0][0] - self.clock()), MAX_PATIENCE)
+
+    def tick(self, patience: float | None = None) -> None:
+        """One turn: wait, handle what is ready, fire timers, step tasks, flush.
+
+        ``patience`` bounds the wait, in seconds: 0 looks and goes on, for a host program that
+        has a loop of its own.
+        """
+        limit = self.patience()
+        if patience is not None and (limit is None or patience < limit):
+            limit = patience
+        events = self.selector.select(limit)
+        self.now = self.clock()
+        for key, ready in events:
+            key.data(ready)
+        if self.timers and self.timers[0][0] <= self.now:
+            self.fire_timers()
+        ready_queue = self.ready
+        for _ in range(len(ready_queue)):  # only those ready now: everybody gets a turn
+            ready_queue.popleft()()
+        unflushed = self.unflushed
+        while unflushed:
+            unflushed.pop().flush()
+
+    def fire_timers(self) -> None:
+        """Run the actions whose moment has come, earliest first."""
+        now = self.now
+        while self.timers and self.timers[0][0] <= now:
+            timer = heapq.heappop(self.timers)[2]
+            action, timer.action = timer.action, None
+            if action is None:
+                self.cancelled_timers -= 1
+            else:
+                action()
+
+    def run(self) -> None:
+        """Turn until ``stop``.
+
+        What a handler raises is a bug. It has ended its turn, but nothing is lost: what was
+        ready then is still ready, and the queues are as they were.
+        """
+        self.running = True
+        while self.running:
+            try:
+                self.tick()
+            except Exception as exc:
+                if self.on_fault is None:
+                    raise
+                self.on_fault(exc)
+
+    def stop(self) -> None:
+        """End ``run`` after this turn."""
+        self.running = False
+
+    def close(self) -> None:
+        """Release the selector and the wakeup pair; what is still registered is forgotten."""
+        if self.threads is not None:
+            self.threads.shutdown(wait=False)
+        self.selector.close()
+        self.wakeup_receiver.close()
+        self.wakeup_sender.close()
+        self.ready.clear()
+        self.timers.clear()
+        self.unflushed.clear()

@@ -1,0 +1,292 @@
+"""response: the way back. What the app says becomes bytes with exactly one framing.
+
+ResponseWriter is sans-I/O like the parser: the cycle calls ``start`` and ``send`` and hands the
+bytes they return to the transport. The head is held back until the first body message, so that
+a whole answer leaves with its length and in one piece. Everything is validated before anything
+is written: a name that is no token, or CR, LF or NUL in a value, never reaches the wire.
+
+    idle -> waiting (begin) -> held (start) -> length | chunked | until-close | bodiless -> complete
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from .grammar import MAX_CACHED_LINE, MAX_CACHED_LINES, SECRET, TOKEN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Literal
+
+    Framing = Literal[
+        "idle", "waiting", "held", "length", "chunked", "until-close", "bodiless", "complete"
+    ]
+
+STATUS_LINES = {
+    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Fields of the app's that the writer has to know of: framing, persistence, and our defaults.
+SPECIAL_IN_RESPONSE = frozenset(
+    b"content-length transfer-encoding connection date server trailer".split()
+)
+# Fields that are ours alone: they say how this connection frames and ends the message.
+OURS_ALONE = frozenset((b"transfer-encoding", b"connection", b"trailer"))
+# RFC 9110 §6.5.1: what a trailer section must not carry
+FORBIDDEN_TRAILERS = frozenset(
+    b"content-length transfer-encoding host connection trailer te upgrade content-encoding "
+    b"content-type content-range set-cookie authorization www-authenticate cache-control "
+    b"expires date location max-forwards vary expect".split()
+)
+
+
+class DefaultLines:
+    """The header lines that every answer carries unless the app gave its own (RFC 9110 §6.6.1)."""
+
+    __slots__ = ("date", "server")
+
+    def __init__(self, date: bytes = b"", server: bytes = b"") -> None:
+        self.date = date
+        self.server = server
+
+
+class ResponseLines(dict["tuple[bytes, ...]", bytes]):
+    """Header pairs of responses seen before, validated and encoded; bounded, without secrets."""
+
+    __slots__ = ("special",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.special: dict[tuple[bytes, ...], tuple[bytes, bytes]] = {}
+
+    def __missing__(self, pair: tuple[bytes, ...]) -> bytes:
+        name, value = check_pair(pair)
+        line = name + b": " + value + b"\r\n"
+        lower = name.lower()
+        if lower in SPECIAL_IN_RESPONSE:
+            if lower == b"content-length" and not (value.isdigit() and len(value) <= 18):
+                raise ValueError(f"content-length must be a number, not {value[:40]!r}")
+            if lower in OURS_ALONE:
+                line = b""
+            self.special[pair] = (lower, value)
+            self[pair] = line
+        elif len(line) <= MAX_CACHED_LINE and not SECRET.search(name):
+            self[pair] = line
+        return line
+
+    def encode(
+        self, headers: Iterable[Iterable[bytes]]
+    ) -> tuple[bytes, Sequence[tuple[bytes, bytes]]]:
+        """Return the joined header lines, and the pairs about framing, lower-cased."""
+        if len(self) > MAX_CACHED_LINES:
+            self.clear()
+            self.special.clear()
+        pairs = list(map(tuple, headers))
+        lines = b"".join(map(self.__getitem__, pairs))
+        return lines, list(filter(None, map(self.special.get, pairs)))
+
+
+def check_pair(pair: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return ``pair`` as name and value; raise TypeError or ValueError that names the header."""
+    if len(pair) != 2:
+        raise TypeError(f"a header is a pair of bytes (name, value), not {pair!r}")
+    name, value = pair
+    if type(name) is not bytes or type(value) is not bytes:
+        raise TypeError(f"header name and value must be bytes, not {pair!r}: encode them")
+    if TOKEN.fullmatch(name) is None:
+        raise ValueError(f"header name {name!r} is not a token (RFC 9110 §5.1)")
+    if b"\n" in value or b"\r" in value or b"\0" in value:
+        raise ValueError(f"header {name!r} has CR, LF or NUL in its value {value[:80]!r}")
+    return name, value
+
+
+def check_status(status: object) -> int:
+    """Return ``status`` as a plain int; raise TypeError or ValueError."""
+    if not isinstance(status, int) or isinstance(status, bool):
+        raise TypeError(f"http.response.start needs an int status, not {status!r}")
+    if not 200 <= status <= 999:
+        raise ValueError(f"status {int(status)} is not a final status: use 200 to 999")
+    return int(status)
+
+
+class ResponseWriter:
+    """Frame the responses of one connection, one after the other (RFC 9112 §6).
+
+    ``keep_alive`` says whether the connection may carry another request afterwards. ``fault`` is
+    a sentence when the app broke its own Content-Length; the bytes written are still right.
+    """
+
+    __slots__ = (
+        "declared",
+        "defaults",
+        "fault",
+        "framing",
+        "head",
+        "head_only",
+        "http_version",
+        "keep_alive",
+        "left",
+        "lines",
+        "status",
+        "trailers",
+    )
+
+    def __init__(self, defaults: DefaultLines, lines: ResponseLines | None = None) -> None:
+        self.defaults = defaults
+        self.lines = ResponseLines() if lines is None else lines
+        self.framing: Framing = "idle"
+        self.head = b""
+        self.head_only = False
+        self.http_version = "1.1"
+        self.keep_alive = True
+        self.declared: int | None = None  # the app's Content-Length
+        self.left = 0
+        self.status = 0
+        self.trailers = False
+        self.fault = ""
+
+    def __repr__(self) -> str:
+        return f"<ResponseWriter {self.framing} {self.status}>"
+
+    def begin(self, method: str, http_version: str, keep_alive: bool) -> None:
+        """Expect the response to a request; forget the last one."""
+        self.framing = "waiting"
+        self.head_only = method == "HEAD"
+        self.http_version = http_version
+        self.keep_alive = keep_alive
+        self.status = 0
+
+    def start(
+        self, status: int, headers: Iterable[Iterable[bytes]], trailers: bool = False
+    ) -> None:
+        """Take status and headers and hold them; raise TypeError or ValueError, all unwritten."""
+        status_line = STATUS_LINES.get(status)
+        if status_line is None or status < 200:
+            status_line = b"HTTP/1.1 %d \r\n" % check_status(status)
+        lines, special = self.lines.encode(headers)
+        self.declared = None
+        if special:
+            self.head = status_line + self.apply_special(status, lines, special)
+        else:
+            self.head = status_line + lines + self.defaults.server + self.defaults.date
+        self.status = int(status)
+        self.trailers = trailers and self.http_version == "1.1"
+        self.fault = ""
+        self.framing = "held"
+
+    def apply_special(
+        self, status: int, lines: bytes, special: Sequence[tuple[bytes, bytes]]
+    ) -> bytes:
+        """Heed the app's own framing fields; return its lines with the defaults it left out."""
+        names = set()
+        for name, value in special:
+            if name == b"content-length":
+                if name in names:
+                    raise ValueError("more than one content-length header")
+                self.declared = int(value)
+            elif name == b"connection" and b"close" in value.lower().replace(b" ", b"").split(b","):
+                self.keep_alive = False
+            names.add(name)
+        if status == 204 and self.declared is not None:  # RFC 9110 §8.6: MUST NOT
+            lines = b"".join(
+                line + b"\r\n"
+                for line in lines.split(b"\r\n")
+                if line and not line.lower().startswith(b"content-length:")
+            )
+        if b"server" not in names:
+            lines += self.defaults.server
+        if b"date" not in names:
+            lines += self.defaults.date
+        return lines
+
+    def send(self, data: bytes, more: bool) -> list[bytes]:
+        """Frame a piece of the body; return what is to be written, the head first."""
+        out = [self.take_head(len(data), more)] if self.framing == "held" else []
+        framing = self.framing
+        if framing == "length":
+            self.left -= len(data)
+            if self.left < 0:
+                data = data[: self.left]
+                self.left = 0
+                self.fault = "the app sent more body than its content-length says"
+                self.keep_alive = more = False
+            elif not more and self.left:
+                self.fault = f"the app sent {self.left} bytes less than its content-length says"
+                self.keep_alive = False
+            if data:
+                out.append(data)
+        elif framing == "chunked":
+            if data:
+                out += (b"%x\r\n" % len(data), data, b"\r\n")
+            if not more and not self.trailers:
+                out.append(b"0\r\n\r\n")
+        elif framing == "until-close" and data:
+            out.append(data)
+        if not more and not self.trailers:
+            self.framing = "complete"
+        return out
+
+    def send_trailers(self, headers: Iterable[Iterable[bytes]], more: bool) -> list[bytes]:
+        """End a response that promised trailers; they are sent where the framing has a place."""
+        pairs = [check_pair(tuple(pair)) for pair in headers]
+        for name, _ in pairs:
+            if name.lower() in FORBIDDEN_TRAILERS:
+                raise ValueError(f"{name!r} must not be sent as a trailer (RFC 9110 §6.5.1)")
+        out = [self.take_head(0, True)] if self.framing == "held" else []
+        if self.framing == "chunked":
+            out += [name + b": " + value + b"\r\n" for name, value in pairs]
+        return out
+
+    def take_head(self, size: int, more: bool) -> bytes:
+        """Choose the framing (RFC 9112 §6.3) and return the head; ``size`` is the first piece's."""
+        head, self.head = self.head, b""
+        status = self.status
+        more = more or self.trailers
+        if self.head_only or status == 204 or status == 304:
+            self.framing = "bodiless"
+            if self.head_only and self.declared is None and status not in (204, 304):
+                # the same head as for GET, but nothing invented from a body left out
+                if more and self.http_version == "1.1":
+                    head += b"transfer-encoding: chunked\r\n"
+                elif size and not more:
+                    head += b"content-length: %d\r\n" % size
+        elif self.declared is not None:
+            self.framing = "length"
+            self.left = self.declared
+        elif not more:
+            self.framing = "length"
+            self.left = size
+            head += b"content-length: %d\r\n" % size
+        elif self.http_version == "1.1":
+            self.framing = "chunked"
+            head += b"transfer-encoding: chunked\r\n"
+        else:
+            self.framing = "until-close"
+            self.keep_alive = False
+        if not self.keep_alive:
+            return head + b"connection: close\r\n\r\n"
+        if self.http_version == "1.0":
+            return head + b"connection: keep-alive\r\n\r\n"
+        return head + b"\r\n"
+
+
+def plain_answer(
+    status: int,
+    text: str,
+    defaults: DefaultLines,
+    head_only: bool = False,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """Return a whole answer of the server's own, which is the last on its connection."""
+    body = text.encode("utf-8", "replace") + b"\n"
+    extra = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    head = (
+        STATUS_LINES.get(status, b"HTTP/1.1 %d \r\n" % status)
+        + extra
+        + b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n" % len(body)
+        + defaults.server
+        + defaults.date
+        + b"connection: close\r\n\r\n"
+    )
+    return head if head_only else head + body

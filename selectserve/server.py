@@ -1,0 +1,403 @@
+"""server: one worker: it opens, serves, drains and ends; the life of a process, top to bottom.
+
+``Server.main`` is a coroutine like any app's, so it reads in order: bind, lifespan startup,
+listen, wait for a reason to stop, drain, lifespan shutdown. Signals come in through the reactor's
+wakeup pair: the first one drains, the second skips the drain but never the lifespan, the third
+exits at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from contextvars import copy_context
+
+from .asgi import Lifespan
+from .config import Config
+from .connection import HTTPConnection, Service
+from .errors import ConfigError
+from .grammar import Limits
+from .importer import load_app, make_step_app, own_traceback
+from .listener import Listener, describe_address, open_fd, open_tcp, open_unix
+from .logs import AccessLog, error_logger, set_up_logging, wants_colour
+from .reactor import Reactor
+from .task import NativeStepper, current_stepper, release
+from .trace import Tracer
+from .transport import Transport
+from .welcome import welcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .task import Cancels, Stepper, Waits
+
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+SOFT_PART = 0.5  # of the drain: then long streams are told to end
+CLEAN_UP_TIME = 2.0  # seconds for the finally blocks of cancelled tasks
+
+
+def http_date(timestamp: float) -> bytes:
+    """Return ``timestamp`` as an IMF-fixdate (RFC 9110 §5.6.7), whatever the locale."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(timestamp)
+    return (
+        f"{DAYS[weekday]}, {day:02d} {MONTHS[month - 1]} {year} "
+        f"{hour:02d}:{minute:02d}:{second:02d} GMT"
+    ).encode()
+
+
+class Server:
+    """Serve ``config.app`` until told to stop; ``run`` returns the exit code.
+
+    ``clock`` and ``wall_clock`` are parts, so that a test can bring its own reactor and time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: Reactor | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.wall_clock = wall_clock
+        self.reactor = Reactor() if reactor is None else reactor
+        self.reactor.on_fault = self.on_fault
+        if config.trace:
+            self.reactor.trace = Tracer(
+                self.reactor.clock,
+                form=config.trace_format,
+                colour=wants_colour(sys.stderr, config.use_colors),
+            )
+        app = welcome if config.app is None else config.app
+        self.app = load_app(app, config.app_dir, config.factory)
+        self.stepper: Stepper = NativeStepper(self.reactor)
+        self.service = self.make_service()
+        self.lifespan = Lifespan(self.stepper, config.lifespan)
+        self.lifespan_task: Cancels | None = None
+        self.listeners: list[Listener] = []
+        self.accepted = 0
+        self.stops = 0  # how many times the server was told to stop
+        self.waiter: Waits | None = None  # of main, while it waits for a change
+        self.urls: list[str] = []
+
+    def make_service(self) -> Service:
+        """Make what the connections share out of the options."""
+        config = self.config
+        service = Service(make_step_app(self.app, config.interface), self.stepper)
+        service.root_path = config.root_path.rstrip("/")
+        service.limits = Limits(
+            config.limit_request_line,
+            config.limit_header_size,
+            config.limit_header_fields,
+            config.limit_body_size,
+        )
+        service.timeout_keep_alive = config.timeout_keep_alive
+        service.timeout_header = config.timeout_header
+        service.timeout_body = config.timeout_body
+        service.limit_concurrency = config.limit_concurrency
+        service.limit_max_requests = config.limit_max_requests
+        own = {name.lower() for name, _ in config.header}
+        lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in config.header]
+        if config.server_header and "server" not in own:
+            lines.append(b"server: selectserve\r\n")
+        service.defaults.server = b"".join(lines)
+        if config.date_header and "date" not in own:
+            service.tell_date = self.tell_date
+        service.on_change = self.wake
+        service.on_limit = service.on_stop = self.stop
+        return service
+
+    def run(self) -> int:
+        """Serve until stopped; return the exit code. Blocks; installs signal handlers."""
+        restore = self.install_signals()
+        try:
+            return self.stepper.run(self.main())
+        finally:
+            restore()
+            self.close()
+
+    # -- the life of a worker ------------------------------------------------------------------
+
+    async def main(self) -> int:
+        """Bind, start, serve, drain, end; return the exit code."""
+        current_stepper.set(self.stepper)
+        try:
+            self.bind()
+            started = await self.start_lifespan()
+            if started and not self.stops:
+                self.listen()
+        except ConfigError as exc:
+            error_logger.error("%s", exc)
+            await self.stop_lifespan()
+            return exc.exit_code
+        if started:
+            while not self.stops:
+                await self.change()
+            await self.drain()
+        ended = await self.stop_lifespan()
+        return 0 if started and ended else 3
+
+    def bind(self) -> None:
+        """Open the listening socket, so that nobody else can; it does not listen yet."""
+        config = self.config
+        if config.fd >= 0:
+            sock = open_fd(config.fd)
+        elif config.uds:
+            sock = open_unix(config.uds)
+        else:
+            sock = open_tcp(config.host, config.port)
+        self.listeners.append(Listener(self.reactor, sock, self.accept, config.backlog))
+
+    def listen(self) -> None:
+        """Listen, and say where."""
+        self.service.access_log = (
+            AccessLog(self.reactor.unflushed) if self.config.access_log else None
+        )
+        for listener in self.listeners:
+            listener.start()
+            address = describe_address(listener.sock)
+            self.urls.append(address if address.startswith("unix:") else f"http://{address}")
+        error_logger.info(
+            "selectserve running on %s (%s, process %d, Ctrl-C to stop)",
+            ", ".join(self.urls),
+            self.stepper.name,
+            os.getpid(),
+        )
+
+    def accept(self, listener: Listener, sock: socket.socket, address: Any) -> None:
+        """Begin a connection."""
+        sock.setblocking(False)
+        peer = local = None
+        try:
+            name = sock.getsockname()
+            if isinstance(address, tuple) and address:
+                peer, local = (address[0], address[1]), (name[0], name[1])
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            else:
+                local = (os.fsdecode(name), None)
+        except OSError:  # the client has left already
+            sock.close()
+            return
+        self.accepted += 1
+        transport = Transport(
+            self.reactor, sock, self.accepted, peer, local, self.config.timeout_write
+        )
+        if transport.trace:
+            transport.trace("accept", transport, f"from {address} on {describe_address(sock)}")
+        transport.start(HTTPConnection(self.service, transport))
+
+    async def drain(self) -> None:
+        """Stop accepting, let requests end, tell the long ones, cancel the rest."""
+        service = self.service
+        began = self.reactor.clock()
+        timeout = self.config.timeout_graceful_shutdown
+        for listener in self.listeners:
+            listener.close()
+        self.unlink_socket()
+        service.draining = True
+        for connection in list(service.connections):
+            connection.close_if_idle()
+        error_logger.info("shutting down: listeners closed, %d requests to finish", service.cycles)
+        if await self.idle_until(began + timeout * SOFT_PART, 1):
+            return
+        if self.stops < 2:
+            error_logger.info("telling %d long requests to end", service.cycles)
+            for connection in list(service.connections):
+                connection.tell_end()
+            if await self.idle_until(began + timeout, 1):
+                return
+        error_logger.warning("cancelling %d requests", service.cycles)
+        self.stepper.cancel_all(self.lifespan_task)
+        await self.idle_until(self.reactor.clock() + CLEAN_UP_TIME, 2)
+        for connection in list(service.connections):
+            connection.transport.abort()
+
+    async def idle_until(self, at: float, stops: int) -> bool:
+        """Wait until all work is done; False when the time is over or a stop came meanwhile."""
+        service = self.service
+        while service.connections or service.cycles:
+            if self.stops > stops or self.reactor.clock() >= at:
+                return False
+            await self.change(at)
+        return True
+
+    async def start_lifespan(self) -> bool:
+        """Run the app's startup; False when it failed or did not come to an end."""
+        lifespan = self.lifespan
+        if lifespan.status == "off":
+            self.service.context = copy_context()
+            return True
+        context = copy_context()
+        coro = self.service.app(lifespan.scope(), lifespan.receive, lifespan.send)
+        lifespan.on_change = self.wake
+        lifespan.put({"type": "lifespan.startup"})
+        self.lifespan_task = self.stepper.spawn(coro, lifespan.on_done, context)
+        in_time = await self.lifespan_leaves("starting", 1)
+        self.service.context = context.copy()
+        if lifespan.has_failed or not in_time:
+            self.report_lifespan("startup", in_time)
+            return False
+        if lifespan.status == "running":
+            self.service.state = lifespan.state
+        elif lifespan.failure is not None:
+            # An app that raises at once knows no lifespan; one that asked first has failed.
+            level = logging.WARNING if lifespan.asked else logging.DEBUG
+            error_logger.log(level, "%s", lifespan.explain_unsupported())
+        return True
+
+    async def stop_lifespan(self) -> bool:
+        """Run the app's shutdown, if its startup ran; False when it failed."""
+        lifespan = self.lifespan
+        if lifespan.status != "running":
+            return True
+        lifespan.put({"type": "lifespan.shutdown"})
+        in_time = await self.lifespan_leaves("stopping", 2)
+        if lifespan.has_failed or not in_time:
+            self.report_lifespan("shutdown", in_time)
+            return False
+        return True
+
+    async def lifespan_leaves(self, status: str, stops: int) -> bool:
+        """Wait until the lifespan is in another state; False when it takes too long."""
+        until = self.reactor.clock() + self.config.timeout_lifespan
+        while self.lifespan.status == status:
+            if self.stops > stops or self.reactor.clock() >= until:
+                if self.lifespan_task is not None:
+                    self.lifespan_task.cancel()
+                return False
+            await self.change(until)
+        return True
+
+    def report_lifespan(self, phase: str, in_time: bool) -> None:
+        """Say why startup or shutdown did not succeed."""
+        failure = self.lifespan.failure
+        if not in_time:
+            error_logger.error("lifespan %s was given up", phase)
+        elif isinstance(failure, BaseException):
+            error_logger.error(
+                "lifespan %s failed",
+                phase,
+                exc_info=(type(failure), failure, own_traceback(failure)),
+            )
+        else:
+            error_logger.error("lifespan %s failed: %s", phase, failure or "the app gave no reason")
+
+    async def change(self, until: float | None = None) -> None:
+        """Wait until something has happened that main may want to know, or until ``until``."""
+        waiter = self.stepper.waiter()
+        self.waiter = waiter
+        timer = None if until is None else self.reactor.call_at(until, self.wake)
+        try:
+            await waiter
+        finally:
+            self.waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        """Let main look again."""
+        if self.waiter is not None:
+            release(self.waiter)
+
+    # -- told to stop --------------------------------------------------------------------------
+
+    def stop(self, _reason: object = None) -> None:
+        """Stop serving; called again, skip the drain."""
+        self.stops += 1
+        if self.stops > 2:
+            error_logger.error("exiting at once")
+            sys.stderr.flush()
+            os._exit(1)
+        self.wake()
+
+    def install_signals(self) -> Callable[[], None]:
+        """Route the stop signals through the wakeup pair; return what undoes it.
+
+        Outside of the main thread Python allows no handlers, and none are wanted: the host
+        program owns the process.
+        """
+        try:
+            wakeup = signal.set_wakeup_fd(
+                self.reactor.wakeup_sender.fileno(), warn_on_full_buffer=False
+            )
+        except ValueError:
+            return lambda: None
+        numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+        # The handler does nothing: the byte in the pair does, on the reactor's own turn.
+        previous = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
+        self.reactor.on_signal = self.on_signal
+
+        def restore() -> None:
+            for number, handler in previous:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            signal.set_wakeup_fd(wakeup)
+
+        return restore
+
+    def on_signal(self, number: int) -> None:
+        """Act on a signal, between two handlers."""
+        if any(getattr(signal, name, None) == number for name in STOP_SIGNALS):
+            self.stop()
+
+    # -- odds and ends -------------------------------------------------------------------------
+
+    def tell_date(self) -> float:
+        """Renew the Date line; return for how many seconds it holds."""
+        now = self.wall_clock()
+        self.service.defaults.date = b"date: " + http_date(now) + b"\r\n"
+        return 1.0 - now % 1.0
+
+    def on_fault(self, exc: Exception) -> None:
+        """Tell a bug of ours, loudly; the connection it happened on is closed already."""
+        error_logger.critical("selectserve has a bug, please report it", exc_info=exc)
+
+    def unlink_socket(self) -> None:
+        """Remove the socket file that bind made."""
+        if self.config.uds and self.config.fd < 0 and not self.config.uds.startswith("@"):
+            try:
+                os.unlink(self.config.uds)
+            except OSError:
+                pass  # somebody else did
+
+    def close(self) -> None:
+        """Release everything that is left."""
+        for listener in self.listeners:
+            listener.close()
+        for connection in list(self.service.connections):
+            connection.transport.abort()
+        self.reactor.close()
+
+
+def run(app: Any = None, **options: Any) -> None:
+    """Serve ``app`` (an import string or the app itself) until Ctrl-C; options as in Config.
+
+    Exits the process with uvicorn's codes when it cannot start: 1 for the app, 2 for usage, 3
+    for start-up.
+    """
+    code = serve(Config(app, **options))
+    if code:
+        sys.exit(code)
+
+
+def serve(config: Config) -> int:
+    """Serve with ``config``; return the exit code. What the app raises on import is shown."""
+    set_up_logging(config.log_level, config.use_colors)
+    try:
+        server = Server(config)
+    except ConfigError as exc:
+        error_logger.error("%s", exc)
+        return exc.exit_code
+    except Exception as exc:
+        error_logger.error(
+            "the app %r could not be loaded",
+            config.app,
+            exc_info=(type(exc), exc, own_traceback(exc)),
+        )
+        return 1
+    return server.run()

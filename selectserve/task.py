@@ -1,0 +1,380 @@
+"""task: coroutines, driven by hand. Home of the only ``yield`` of the package.
+
+A coroutine that cannot go on yields a trap, the Waiter it waits for, and so returns to whoever
+stepped it; the step after next begins where it stopped. That is all there is to it:
+
+    created -> step -> (trap: parked -> released -> step)* -> done
+
+A NativeStepper steps tasks on the reactor; the room aio has one that lets asyncio do it. The
+rooms above them, and the primitives below (sleep, spawn, Event, wait_readable, run_in_thread),
+know only ``waiter()`` and ``spawn()`` and work in every mode.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextvars import Context, ContextVar, copy_context
+
+from .errors import ConfigError
+from .reactor import EVENT_READ, EVENT_WRITE, Reactor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Coroutine, Generator
+    from typing import Any, Callable, Protocol, TypeVar, Union
+
+    Result = TypeVar("Result")
+    Done = Callable[[Union[BaseException, None]], object]
+
+    class Waits(Protocol):
+        """One call's wait: awaited once, released once."""
+
+        def done(self) -> bool: ...
+        def set_result(self, result: None, /) -> None: ...
+        def __await__(self) -> Generator[Any, None, Any]: ...
+
+    class Cancels(Protocol):
+        """What ``spawn`` returns."""
+
+        def cancel(self) -> object: ...
+
+    class Stepper(Protocol):
+        """How coroutines run: the interface behind which the modes differ."""
+
+        name: str
+        reactor: Reactor
+
+        def waiter(self) -> Waits: ...
+        def spawn(
+            self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context
+        ) -> Cancels: ...
+        def run(self, main: Coroutine[Any, Any, Result]) -> Result: ...
+        def cancel_all(self, spare: Cancels | None) -> None: ...
+
+
+MAX_THREADS = 40  # of run_in_thread, as many as anyio allows
+# Who steps the tasks of this context; set once by the server, copied into each request's context.
+current_stepper: ContextVar[Stepper] = ContextVar("selectserve_stepper")
+
+
+class Cancelled(BaseException):
+    """Thrown into a task that was cancelled; like CancelledError no Exception."""
+
+
+class Waiter:
+    """One call's wait: a task parks on it, ``set_result`` releases it."""
+
+    __slots__ = ("released", "task")
+
+    def __init__(self) -> None:
+        self.released = False
+        self.task: Task | None = None
+
+    def done(self) -> bool:
+        """Tell whether the wait is over."""
+        return self.released
+
+    def set_result(self, _result: None = None, /) -> None:
+        """End the wait: its task is stepped in the next round of the ready queue."""
+        if not self.released:
+            self.released = True
+            if self.task is not None:
+                self.task.wake()
+
+    def __await__(self) -> Generator[Waiter, None, None]:
+        if not self.released:
+            yield self  # the one yield: the trap goes to Task.step
+
+
+class Task:
+    """A coroutine and the context it runs in; ``step`` runs it until it parks or ends."""
+
+    __slots__ = ("context", "coro", "error", "on_done", "state", "stepper", "waiter")
+
+    def __init__(
+        self,
+        stepper: NativeStepper,
+        coro: Coroutine[Any, Any, object],
+        on_done: Done,
+        context: Context,
+    ) -> None:
+        self.stepper = stepper
+        self.coro = coro
+        self.on_done = on_done
+        self.context = context
+        self.state = "ready"  # -> stepping -> parked | ready | done
+        self.error: BaseException | None = None  # to be thrown in at the next step
+        self.waiter: Waiter | None = None
+
+    def __repr__(self) -> str:
+        return f"<Task {getattr(self.coro, '__qualname__', self.coro)} {self.state}>"
+
+    def step(self) -> None:
+        """Run until the coroutine parks or ends: the one place where apps' code runs."""
+        self.state = "stepping"
+        self.waiter = None
+        error, self.error = self.error, None
+        stepper = self.stepper
+        stepper.stepping = self
+        try:
+            if error is None:
+                trap = self.context.run(self.coro.send, None)
+            else:
+                trap = self.context.run(self.coro.throw, error)
+        except StopIteration:
+            self.finish(None)
+        except BaseException as exc:
+            self.finish(exc)
+        else:
+            self.park(trap)
+        finally:
+            stepper.stepping = None
+
+    def park(self, trap: object) -> None:
+        """Wait for what the coroutine yielded."""
+        if type(trap) is Waiter and trap.task is None:
+            if self.error is not None:  # cancelled by what it did itself
+                self.state = "ready"
+                self.stepper.reactor.call_soon(self.step)
+                return
+            self.state = "parked"
+            self.waiter = trap
+            trap.task = self
+            if not trap.released:
+                return
+        elif trap is not None:  # None is a bare yield: again in the next turn
+            self.error = self.error or RuntimeError(explain_trap(trap))
+        self.state = "ready"
+        self.stepper.reactor.call_soon(self.step)
+
+    def wake(self) -> None:
+        """Step again in the next round: what was waited for has come."""
+        if self.state == "parked":
+            self.state = "ready"
+            self.stepper.reactor.call_soon(self.step)
+
+    def cancel(self) -> None:
+        """Throw Cancelled in where the task waits, in the next round."""
+        if self.state != "done":
+            self.error = Cancelled()
+            self.wake()
+
+    def finish(self, exc: BaseException | None) -> None:
+        """The coroutine has ended: tell who wants to know."""
+        self.state = "done"
+        self.stepper.tasks.discard(self)
+        self.on_done(exc)
+
+
+def explain_trap(trap: object) -> str:
+    """Say what was awaited, why it cannot work here, and what to do."""
+    what = f"{type(trap).__module__}.{type(trap).__qualname__}"
+    if hasattr(trap, "_asyncio_future_blocking"):
+        return (
+            f"awaited {what}, which needs asyncio, but this app is stepped without it: "
+            "start with --loop asyncio"
+        )
+    if type(trap) is Waiter:
+        return "awaited something that another task waits for already: each needs its own"
+    return (
+        f"awaited something that yielded {what}, which selectserve does not know: use its own "
+        "sleep, Event, wait_readable…, or start with --loop asyncio"
+    )
+
+
+class NativeStepper:
+    """Step coroutines on the reactor, each in its own context, without asyncio."""
+
+    name = "native"
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
+        self.stepping: Task | None = None
+        self.tasks: set[Task] = set()
+
+    def waiter(self) -> Waiter:
+        """Make the wait of one call."""
+        return Waiter()
+
+    def spawn(self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context) -> Task:
+        """Start a task; its first step runs at once, unless another task is being stepped."""
+        task = Task(self, coro, on_done, context)
+        if self.stepping is None:
+            task.step()
+            if task.state == "done":
+                return task
+        else:
+            self.reactor.call_soon(task.step)
+        self.tasks.add(task)
+        return task
+
+    def run(self, main: Coroutine[Any, Any, Result]) -> Result:
+        """Turn the reactor until ``main`` has ended; return or raise what it did."""
+        results: list[Result] = []
+        errors: list[BaseException] = []
+
+        async def root() -> None:
+            results.append(await main)
+
+        def on_done(exc: BaseException | None) -> None:
+            if exc is not None:
+                errors.append(exc)
+            self.reactor.stop()
+
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(finalizer=self.finalize)
+        try:
+            self.reactor.call_soon(Task(self, root(), on_done, copy_context()).step)
+            self.reactor.run()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def cancel_all(self, spare: Cancels | None) -> None:
+        """Cancel every task but the root and ``spare``."""
+        for task in list(self.tasks):
+            if task is not spare:
+                task.cancel()
+
+    def finalize(self, generator: Any) -> None:
+        """Close an async generator that the app dropped half-way: its finally may await."""
+        context = copy_context()
+        self.reactor.call_from_thread(
+            lambda: self.spawn(generator.aclose(), lambda _exc: None, context)
+        )
+
+
+# -- primitives for apps: each works under every stepper -----------------------------------------
+
+
+def stepper_here() -> Stepper:
+    """Return who steps the calling coroutine; raise RuntimeError outside of an app's code."""
+    stepper = current_stepper.get(None)
+    if stepper is None:
+        raise RuntimeError("selectserve's primitives work inside an app that selectserve serves")
+    return stepper
+
+
+async def sleep(seconds: float) -> None:
+    """Wait for ``seconds``; 0 or less lets the others have a turn."""
+    stepper = stepper_here()
+    waiter = stepper.waiter()
+    timer = stepper.reactor.call_later(max(0.0, seconds), lambda: release(waiter))
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+
+
+def release(waiter: Waits) -> None:
+    """End a wait, unless it ended already."""
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def spawn(coro: Coroutine[Any, Any, object]) -> Cancels:
+    """Run ``coro`` as a task of its own, in a copy of this context; ``cancel()`` it by the result.
+
+    What it raises is logged as an error; nobody else would see it.
+    """
+    stepper = stepper_here()
+    return stepper.spawn(coro, report_task, copy_context())
+
+
+def report_task(exc: BaseException | None) -> None:
+    """Log what a spawned task died of."""
+    if exc is not None and not isinstance(exc, Cancelled):
+        import logging
+
+        logging.getLogger("selectserve.error").error("a spawned task failed", exc_info=exc)
+
+
+class Event:
+    """A flag that tasks can wait for; once set it stays set until ``clear``."""
+
+    __slots__ = ("flag", "waiters")
+
+    def __init__(self) -> None:
+        self.flag = False
+        self.waiters: list[Waits] = []
+
+    def is_set(self) -> bool:
+        """Tell whether the flag is set."""
+        return self.flag
+
+    def set(self) -> None:
+        """Raise the flag and release all who wait; on the reactor's thread only."""
+        self.flag = True
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            release(waiter)
+
+    def clear(self) -> None:
+        """Lower the flag."""
+        self.flag = False
+
+    async def wait(self) -> None:
+        """Return at once if the flag is set, else when it is."""
+        if not self.flag:
+            waiter = stepper_here().waiter()
+            self.waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self.waiters:
+                    self.waiters.remove(waiter)
+
+
+async def wait_readable(fileobj: int | socket.socket) -> None:
+    """Wait until ``fileobj`` can be read (or accepted from, or has failed)."""
+    await wait_ready(fileobj, EVENT_READ)
+
+
+async def wait_writable(fileobj: int | socket.socket) -> None:
+    """Wait until ``fileobj`` can be written (or has connected, or has failed)."""
+    await wait_ready(fileobj, EVENT_WRITE)
+
+
+async def wait_ready(fileobj: int | socket.socket, interest: int) -> None:
+    """Wait for one readiness; one task at a time may wait for a descriptor."""
+    stepper = stepper_here()
+    waiter = stepper.waiter()
+    try:
+        stepper.reactor.register(fileobj, interest, lambda _ready: release(waiter))
+    except KeyError:
+        raise RuntimeError(f"another task waits for {fileobj!r} already") from None
+    try:
+        await waiter
+    finally:
+        stepper.reactor.unregister(fileobj)
+
+
+async def run_in_thread(function: Callable[..., Result], *args: Any) -> Result:
+    """Call ``function(*args)`` in a worker thread; return or raise what it does.
+
+    Runs in a copy of this context. At most ``MAX_THREADS`` run at once, others wait their turn. A
+    task that is cancelled meanwhile goes on at once; the thread cannot be stopped.
+    """
+    stepper = stepper_here()
+    waiter = stepper.waiter()
+    future = thread_pool(stepper.reactor).submit(copy_context().run, function, *args)
+    future.add_done_callback(
+        lambda _future: stepper.reactor.call_from_thread(lambda: release(waiter))
+    )
+    await waiter
+    result: Result = future.result()
+    return result
+
+
+def thread_pool(reactor: Reactor) -> Any:
+    """Return the reactor's pool of worker threads, made when first asked for."""
+    if reactor.threads is None:
+        try:
+            from concurrent.futures import ThreadPoolExecutor
+        except ImportError:
+            raise ConfigError("this Python has no threads: run_in_thread cannot work") from None
+        reactor.threads = ThreadPoolExecutor(MAX_THREADS, "selectserve")
+    return reactor.threads

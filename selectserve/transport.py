@@ -1,0 +1,389 @@
+"""transport: moves the bytes of one connection, and never waits for them.
+
+A transport reads when the socket is readable and calls its protocol (``data_received``,
+``eof_received``); what the protocol writes is gathered and leaves once, at the end of the turn.
+Only after a short write does it ask for EVENT_WRITE. Two watermarks turn a full buffer into
+back-pressure (``pause_writing``, ``resume_writing``). There is one way out, ``lost``, whatever
+happened, and it releases everything:
+
+    open -> closing (flush what is left) -> lingering (so that it is read) -> closed
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from .reactor import EVENT_READ, EVENT_WRITE, NEVER, Deadline, Reactor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Literal, Protocol, Union
+
+    TransportState = Literal["open", "closing", "lingering", "closed"]
+    Piece = Union[bytes, memoryview]
+
+    class ByteProtocol(Protocol):
+        """What a transport calls: connection_made, then data and eof, then connection_lost."""
+
+        def data_received(self, data: bytes) -> None: ...
+        def eof_received(self) -> None: ...
+        def connection_lost(self, exc: Exception | None) -> None: ...
+        def pause_writing(self) -> None: ...
+        def resume_writing(self) -> None: ...
+
+
+READ_SIZE = 65536
+HIGH_WATERMARK = 65536  # above it the writer has to wait…
+LOW_WATERMARK = 16384  # …until so little is left (asyncio's proportion)
+JOIN_LIMIT = 32768  # below it one copy is cheaper than a vector of pieces
+MAX_PIECES = 64  # in one sendmsg; IOV_MAX is 1024 on Linux and 16 in POSIX
+PROGRESS = 4096  # bytes that count as progress of a slow reader
+LINGER_TIME = 2.0  # seconds to let the client read our last words
+LINGER_BYTES = 1 << 20  # and how much we let it say meanwhile
+HAVE_SENDMSG = hasattr(socket.socket, "sendmsg")
+
+
+class Transport:
+    """Own one non-blocking socket: read, write buffer, flush, linger, close.
+
+    ``number`` names the connection in logs and traces; ``peer`` and ``local`` are the addresses
+    of the two ends, ``(host, port)`` or None.
+    """
+
+    __slots__ = (
+        "blocked",
+        "deadline",
+        "interest",
+        "linger_left",
+        "local",
+        "number",
+        "on_flushed",
+        "out",
+        "out_size",
+        "peer",
+        "protocol",
+        "reactor",
+        "reading",
+        "secure",
+        "sent",
+        "sock",
+        "state",
+        "trace",
+        "unproven",
+        "write_timeout",
+        "writing_paused",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        number: int = 0,
+        peer: tuple[str, int] | None = None,
+        local: tuple[str, int | None] | None = None,
+        write_timeout: float = 60.0,
+    ) -> None:
+        self.reactor = reactor
+        self.sock = sock
+        self.number = number
+        self.peer = peer
+        self.local = local
+        self.write_timeout = write_timeout
+        self.state: TransportState = "open"
+        self.protocol: ByteProtocol = NO_PROTOCOL
+        self.interest = 0  # the mask registered now
+        self.blocked = False  # the last write was short: EVENT_WRITE tells when to go on
+        self.reading = True
+        self.writing_paused = False
+        self.out: list[Piece] = []
+        self.out_size = 0
+        self.sent = 0
+        self.linger_left = LINGER_BYTES
+        self.unproven = 0  # bytes still to be sent before the write deadline moves on
+        self.on_flushed: Callable[[], object] | None = None
+        self.deadline: Deadline | None = None  # for a slow reader, and for lingering
+        self.secure = False
+        self.trace = reactor.trace
+
+    def __repr__(self) -> str:
+        return f"<Transport #{self.number} {self.state} {self.out_size} bytes to write>"
+
+    def start(self, protocol: ByteProtocol) -> None:
+        """Begin to read, for ``protocol``."""
+        self.protocol = protocol
+        self.update_interest()
+
+    # -- what the reactor calls ----------------------------------------------------------------
+
+    def on_ready(self, ready: int) -> None:
+        """Read or write what can be without waiting."""
+        try:
+            if ready & EVENT_READ:
+                self.read()
+            if ready & EVENT_WRITE and self.blocked:
+                self.write_on()
+        except Exception:  # a bug: told by the reactor; this connection must not meet it twice
+            self.lost(None)
+            raise
+
+    def read(self) -> None:
+        """Receive once; the reactor comes back if there is more."""
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self.lost(exc)
+            return
+        if self.trace:
+            self.trace("read" if data else "eof", self, f"{len(data)} bytes")
+        if self.state == "lingering":
+            self.discard(data)
+        elif data:
+            self.protocol.data_received(data)
+        else:
+            self.reading = False  # or a level-triggered selector would report it for ever
+            self.update_interest()
+            self.protocol.eof_received()
+
+    def flush(self) -> None:
+        """Send what was gathered in this turn; ask for EVENT_WRITE only if it did not all go."""
+        if self.out and not self.blocked:
+            self.transmit()
+
+    def write_on(self) -> None:
+        """Go on after a short write."""
+        self.transmit()
+        if self.state == "open" and self.writing_paused and self.out_size <= LOW_WATERMARK:
+            self.writing_paused = False
+            if self.trace:
+                self.trace("resume", self, f"{self.out_size} bytes left to write")
+            self.protocol.resume_writing()
+
+    # -- what the protocol calls ---------------------------------------------------------------
+
+    def write(self, pieces: list[bytes]) -> None:
+        """Gather ``pieces``; they leave at the end of the turn. Dropped when closed."""
+        if self.state != "open":
+            return
+        if not self.out:
+            self.reactor.unflushed.append(self)
+        self.out += pieces
+        self.out_size += sum(map(len, pieces))
+        if self.trace:
+            self.trace("write", self, f"{self.out_size} bytes wait")
+        if self.out_size > HIGH_WATERMARK:
+            self.flush()  # sending now instead of at the end of the turn often makes room
+            if self.out_size > HIGH_WATERMARK and not self.writing_paused:
+                self.writing_paused = True
+                if self.trace:
+                    self.trace("pause", self, f"{self.out_size} bytes to write")
+                self.protocol.pause_writing()
+
+    def pause_reading(self) -> None:
+        """Read nothing until ``resume_reading``: the kernel's buffer fills, the client waits."""
+        if self.reading:
+            self.reading = False
+            self.update_interest()
+
+    def resume_reading(self) -> None:
+        """Read again; not to be called after eof_received."""
+        if not self.reading and self.state == "open":
+            self.reading = True
+            self.update_interest()
+
+    def close(self) -> None:
+        """Send what is left, then close."""
+        if self.state == "open":
+            self.state = "closing"
+            if self.out:
+                self.reading = False
+                self.update_interest()
+                self.arm(self.write_timeout)
+            else:
+                self.lost(None)
+
+    def linger(self) -> None:
+        """Send what is left, then close in a way that lets the client read it (RFC 9112 §9.6).
+
+        To close with unread input makes TCP send a reset, which may overtake our last words. So
+        only our side is closed, and for a moment the client's bytes are thrown away.
+        """
+        if self.state == "open":
+            self.state = "lingering"
+            self.reading = True
+            self.update_interest()
+            self.arm(self.write_timeout if self.out else LINGER_TIME)
+            if not self.out:
+                self.half_close()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is lost, and the client gets a reset."""
+        if self.state != "closed":
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                pass  # already reset by the other side
+            self.lost(None)
+
+    # -- how it is done ------------------------------------------------------------------------
+
+    def transmit(self) -> None:
+        """Send as much as the socket takes: the one place that sends."""
+        out = self.out
+        try:
+            sent = self.send_pieces(out)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as exc:
+            self.lost(exc)
+            return
+        self.sent += sent
+        if self.trace:
+            self.trace("flush", self, f"{sent} of {self.out_size} bytes")
+        if sent == self.out_size:
+            out.clear()
+            self.out_size = 0
+            self.on_all_sent()
+        else:
+            self.keep(sent)
+
+    def send_pieces(self, pieces: list[Piece]) -> int:
+        """Send the first pieces in one system call; return how many bytes went."""
+        if len(pieces) == 1:
+            return self.sock.send(pieces[0])
+        if self.out_size <= JOIN_LIMIT or not HAVE_SENDMSG:
+            return self.sock.send(b"".join(pieces))
+        return self.sock.sendmsg(pieces[:MAX_PIECES])
+
+    def keep(self, sent: int) -> None:
+        """Keep what did not go, without copying it, and wait for EVENT_WRITE."""
+        out = self.out
+        self.out_size -= sent
+        self.unproven -= sent
+        done = 0
+        while sent and sent >= len(out[done]):
+            sent -= len(out[done])
+            done += 1
+        del out[:done]
+        if sent:
+            out[0] = memoryview(out[0])[sent:]
+        if self.unproven <= 0 or not self.blocked:  # one byte a minute is not progress
+            self.unproven = PROGRESS
+            self.arm(self.write_timeout)
+        if not self.blocked:
+            self.blocked = True
+            self.update_interest()
+
+    def on_all_sent(self) -> None:
+        """Nothing is left to write: close if that was the last, tell who waited for it."""
+        if self.blocked:
+            self.blocked = False
+            self.update_interest()
+            if self.deadline is not None:
+                self.deadline.set(NEVER)
+        on_flushed, self.on_flushed = self.on_flushed, None
+        if on_flushed is not None:
+            on_flushed()
+        if self.state == "closing":
+            self.lost(None)
+        elif self.state == "lingering":
+            self.half_close()
+
+    def half_close(self) -> None:
+        """End our side and give the client a moment to read."""
+        self.arm(LINGER_TIME)
+        try:
+            self.shut_down()
+        except OSError as exc:
+            self.lost(exc)
+        if not self.reading:  # the client has ended its side too
+            self.lost(None)
+
+    def shut_down(self) -> None:
+        """Send our FIN."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def discard(self, data: bytes) -> None:
+        """Throw away what the client still says, but not for ever."""
+        self.linger_left -= len(data)
+        if not self.out and (not data or self.linger_left <= 0):
+            self.lost(None)
+        elif not data:
+            self.reading = False
+            self.update_interest()
+
+    def arm(self, timeout: float) -> None:
+        """Give the client ``timeout`` seconds to read on."""
+        if self.deadline is None:
+            self.deadline = Deadline(self.reactor, self.on_deadline)
+        self.deadline.set(self.reactor.now + timeout)
+
+    def on_deadline(self) -> None:
+        """The client reads nothing, or does not stop talking: it is not waited for any longer."""
+        if self.trace:
+            self.trace("timer", self, "write deadline" if self.out else "linger deadline")
+        if self.out:
+            self.abort()
+        else:
+            self.lost(None)
+
+    def update_interest(self) -> None:
+        """Tell the selector what is waited for now, if that changed: the one place that does."""
+        wanted = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.blocked else 0)
+        if wanted == self.interest:
+            return
+        if not self.interest:
+            self.reactor.register(self.sock, wanted, self.on_ready)
+        elif not wanted:
+            self.reactor.unregister(self.sock)
+        else:
+            self.reactor.modify(self.sock, wanted, self.on_ready)
+        self.interest = wanted
+
+    def lost(self, exc: Exception | None) -> None:
+        """The one way out: release everything, then tell the protocol once."""
+        if self.state == "closed":
+            return
+        self.state = "closed"
+        if self.trace:
+            self.trace("close", self, exc or f"{self.sent} bytes sent in all")
+        if self.interest:
+            self.interest = 0
+            self.reactor.unregister(self.sock)
+        self.sock.close()
+        self.out.clear()
+        self.out_size = 0
+        if self.deadline is not None:
+            self.deadline.close()
+            self.deadline = None
+        protocol, self.protocol = self.protocol, NO_PROTOCOL
+        on_flushed, self.on_flushed = self.on_flushed, None
+        protocol.connection_lost(exc)
+        if on_flushed is not None:
+            on_flushed()
+
+
+class NoProtocol:
+    """Stands in before the first protocol and after the last."""
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Nobody is told."""
+
+    def eof_received(self) -> None:
+        """Nobody is told."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is told."""
+
+    def pause_writing(self) -> None:
+        """Nobody is told."""
+
+    def resume_writing(self) -> None:
+        """Nobody is told."""
+
+
+NO_PROTOCOL = NoProtocol()
