@@ -22,10 +22,10 @@ The life of a request, by the names of those who live it:
 from __future__ import annotations
 
 from .config import Config
-from .errors import ClientDisconnected, ConfigError, ProtocolError
+from .errors import Cancelled, ClientDisconnected, ConfigError, ProtocolError
 from .reactor import Reactor
 from .server import Server, run
-from .task import Cancelled, Event, run_in_thread, sleep, spawn, wait_readable, wait_writable
+from .task import Event, run_in_thread, sleep, spawn, wait_readable, wait_writable
 
 __version__ = "0.1.0"
 

@@ -89,6 +89,8 @@ def request_scope(
         "server": transport.local,
         "extensions": {},
     }
+    if transport.secure is not None:
+        scope["extensions"] = {"tls": transport.secure.copy()}
     if state is not None:
         scope["state"] = state.copy()
     return scope

@@ -12,67 +12,29 @@ for whatever it waits for now; while it waits for nothing but the app, none.
 from __future__ import annotations
 
 import logging
-from contextvars import Context, copy_context
 
 from .asgi import HTTP_EXTENSIONS, MAX_DISCARD, HTTPCycle, request_scope
-from .errors import ClientDisconnected, ProtocolError
-from .grammar import FieldLines, Limits
+from .errors import Cancelled, ProtocolError
+from .handshake import wants_websocket
 from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
-from .logs import AccessLog, Complaints, error_logger, printable
+from .logs import error_logger, log_app_error, printable
 from .reactor import NEVER, Deadline
-from .response import DefaultLines, ResponseLines, ResponseWriter, plain_answer
-from .task import Cancelled
+from .response import ResponseWriter, plain_answer
+
+from .upgrade import WebSocketConnection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
-    from typing import Any, Callable
+    from collections.abc import Sequence
 
-    from .asgi import Receive, Scope, Send
     from .http1 import HTTPEvent
-    from .task import Stepper
+    from .service import Service
     from .transport import Transport
 
-    # an app whose call makes a coroutine; the server sees to it that it does
-    StepApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, object]]
 
 PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
 BODY_WATERMARK = 65536  # bytes of a body that the app has not received
 BODY_PROGRESS = 1024  # bytes that count as progress of a slow body
-
-
-class Service:
-    """What all connections of a worker share: the app, its settings, and the books."""
-
-    def __init__(self, app: StepApp, stepper: Stepper) -> None:
-        self.app = app
-        self.stepper = stepper
-        self.reactor = stepper.reactor
-        self.context: Context = copy_context()  # each request runs in a copy of its own
-        self.root_path = ""
-        self.state: dict[str, Any] | None = None  # of the lifespan
-        self.limits = Limits()
-        self.fields = FieldLines()
-        self.lines = ResponseLines()
-        self.defaults = DefaultLines()
-        self.tell_date: Callable[[], float] | None = (
-            None  # renews the Date; returns how long it holds
-        )
-        self.date_until = 0.0
-        self.timeout_keep_alive = 5.0
-        self.timeout_header = 15.0
-        self.timeout_body = 30.0
-        self.limit_concurrency = 0
-        self.limit_max_requests = 0
-        self.access_log: AccessLog | None = None
-        self.complaints = Complaints(self.reactor.clock)
-        self.connections: set[HTTPConnection] = set()
-        self.cycles = 0  # requests in flight, background work included
-        self.requests = 0  # requests begun in all
-        self.draining = False  # shutting down: this request is the connection's last
-        self.on_change: Callable[[], object] | None = None  # a connection or a request has ended
-        self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
-        self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out
 
 
 class HTTPConnection:
@@ -198,6 +160,9 @@ class HTTPConnection:
         if service.limit_concurrency and self.is_too_many():
             self.answer(503, "Service busy, try again", request, ((b"retry-after", b"1"),))
             return
+        if request.upgrade and wants_websocket(request):
+            self.upgrade(request)
+            return
         keep_alive = request.keep_alive and not service.draining
         self.writer.begin(request.method, request.http_version, keep_alive)
         scope = request_scope(request, transport, service.root_path, service.state)
@@ -221,6 +186,19 @@ class HTTPConnection:
         cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
         if service.requests == service.limit_max_requests and service.on_limit is not None:
             service.on_limit()
+
+    def upgrade(self, request: Request) -> None:
+        """Hand the connection over, with the request and the bytes behind it (RFC 9110 §7.8)."""
+        try:
+            successor = WebSocketConnection(
+                self.service, self.transport, request, self.parser.take_rest()
+            )
+        except ProtocolError as exc:
+            self.refuse(exc)
+            return
+        self.deadline.close()
+        self.service.connections.discard(self)
+        successor.start()
 
     def read_body(self, cycle: HTTPCycle) -> None:
         """Hand over what is here of the body; stop reading when the app does not take it."""
@@ -287,8 +265,8 @@ class HTTPConnection:
             service.on_change()
         if isinstance(exc, KeyboardInterrupt) and service.on_stop is not None:
             service.on_stop(exc)
-        if exc is not None and not is_disconnect(exc) and not isinstance(exc, Cancelled):
-            log_app_error(exc, cycle)
+        if exc is not None:
+            log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}")
         if cycle.state == "complete" or cycle is not self.cycle:
             return
         if exc is None:
@@ -298,7 +276,7 @@ class HTTPConnection:
                 if cycle.state in ("waiting", "started")
                 else "in mid-response",
                 cycle.request.method,
-                cycle.scope["path"],
+                printable(cycle.scope["path"]),
             )
         if cycle.state in ("waiting", "started"):
             status, text = (
@@ -315,7 +293,7 @@ class HTTPConnection:
     def refuse(self, exc: ProtocolError) -> None:
         """Answer a broken request, and never read on: the one place for ProtocolError."""
         level = logging.DEBUG if self.eof else logging.WARNING
-        self.service.complaints.log(level, f"{self.peer_name()}: {exc.status} {exc.reason}")
+        self.service.complaints.log(level, f"{self.transport.peer_name}: {exc.status} {exc.reason}")
         request = self.parser.request
         cycle = self.cycle
         if cycle is not None and self.writer.framing not in ("waiting", "held"):
@@ -340,9 +318,9 @@ class HTTPConnection:
                 [plain_answer(status, text, self.service.defaults, head_only, headers)]
             )
         if self.service.access_log is not None and request.method:
+            asked = f"{request.method} {request.target.decode('latin-1')}"
             self.service.access_log.write(
-                f'{self.peer_name()} - "{request.method} {request.target.decode("latin-1")} '
-                f'HTTP/{request.http_version}" {status}'
+                f'{self.transport.peer_name} - "{asked} HTTP/{request.http_version}" {status}'
             )
         if cycle is not None:
             cycle.state = "complete"
@@ -401,11 +379,6 @@ class HTTPConnection:
         limit = service.limit_concurrency
         return len(service.connections) > limit or service.cycles >= limit
 
-    def peer_name(self) -> str:
-        """Name the client for the log."""
-        peer = self.transport.peer
-        return "unix" if peer is None else f"{peer[0]}:{peer[1]}"
-
     def log_requests(self) -> None:
         """Write an access line for each response whose last byte has left, or whose client has."""
         cycles, self.unlogged = self.unlogged, []
@@ -414,27 +387,4 @@ class HTTPConnection:
         now = self.service.reactor.clock()
         for cycle in cycles:
             if access_log is not None:
-                access_log.write(cycle.access_line(self.peer_name(), now) + left)
-
-
-def is_disconnect(exc: BaseException) -> bool:
-    """Tell whether ``exc`` only says, at whatever remove, that the client has left."""
-    cause: BaseException | None = exc
-    for _ in range(10):
-        if cause is None or isinstance(cause, ClientDisconnected):
-            return cause is not None
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def log_app_error(exc: BaseException, cycle: HTTPCycle) -> None:
-    """Log what the app raised, once, with its own traceback."""
-    traceback = exc.__traceback__
-    if traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next  # the first frame is the stepper's
-    error_logger.error(
-        "the app failed: %s %s",
-        cycle.request.method,
-        printable(cycle.scope["path"]),
-        exc_info=(type(exc), exc, traceback),
-    )
+                access_log.write(cycle.access_line(self.transport.peer_name, now) + left)

@@ -48,3 +48,7 @@ class ConfigError(Exception):
 
 class ClientDisconnected(OSError):
     """The client is gone: raised by ``send()`` after the disconnect (ASGI HTTP spec 2.4)."""
+
+
+class Cancelled(BaseException):
+    """Thrown into a task that was cancelled; like asyncio's CancelledError it is no Exception."""

@@ -35,7 +35,7 @@ CHUNK_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
     rb"(?:[ \t]*;[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
     rb"(?:[ \t]*=[ \t]*(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-    rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"))?)*[ \t]*'
+    rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"))?)*'
 )
 TARGET_BYTES = bytes(b for b in range(0x21, 0x7F) if b != 0x23)  # no CTL, SP, "#", DEL, obs-text
 METHODS = {
@@ -105,7 +105,8 @@ class FieldLines(dict[bytes, "tuple[bytes, bytes]"]):
         pair = (name, value)
         if name in SPECIAL:
             if len(line) > MAX_SPECIAL_LINE:
-                raise ProtocolError(f"header field {name.decode()} is too long", 431)
+                status = 400 if name == b"content-length" else 431
+                raise ProtocolError(f"header field {name.decode()} is too long", status)
             if name == b"host" and HOST.fullmatch(value) is None:
                 raise ProtocolError(f"invalid Host {value[:40]!r}")
             self.special[line] = self[line] = pair

@@ -244,14 +244,14 @@ class RequestParser:
         limit = self.limits.request_line
         end = buffer.find(b"\r\n", max(position, self.scanned - 1))
         if end < 0 or end - position > limit:
-            self.check_unfinished(end, limit, ProtocolError("request line too long", 414))
+            self.check_unfinished(end, limit, ProtocolError("request line too long", 414), 2)
             return self.wait("inside the request line")
         line = bytes(buffer[position:end])
         self.request = NO_REQUEST
         try:
             self.request = Request(*parse_request_line(line))
         except ProtocolError as exc:
-            self.fail(self.bare_line_end(end, limit) or exc)
+            self.fail(self.bare_line_end(end + 2, limit) or exc)
         # The CRLF stays: a section is CRLF *( field-line CRLF ) CRLF, also an empty one.
         self.position = self.scanned = end
         self.read = RequestParser.read_header_section
@@ -297,12 +297,13 @@ class RequestParser:
         buffer, position = self.buffer, self.position
         end = buffer.find(b"\r\n", max(position, self.scanned - 1))
         if end < 0 or end - position > MAX_CHUNK_LINE:
-            self.check_unfinished(end, MAX_CHUNK_LINE, ProtocolError("chunk size line too long"))
+            self.check_unfinished(end, MAX_CHUNK_LINE, ProtocolError("chunk size line too long"), 2)
             return self.wait("inside a chunk size line")
         line = bytes(buffer[position:end])
         match = CHUNK_LINE.fullmatch(line)
         if match is None:
-            self.refuse(f"invalid chunk size line {line[:40]!r}")
+            invalid = ProtocolError(f"invalid chunk size line {line[:40]!r}")
+            self.fail(self.bare_line_end(end + 2, MAX_CHUNK_LINE) or invalid)
         digits = match[1]
         self.extension_bytes += len(line) - len(digits)
         if self.extension_bytes > self.limits.header_size:
@@ -336,7 +337,7 @@ class RequestParser:
         end = bytes(self.buffer[position : position + 2])
         if end != b"\r\n":
             if end not in (b"", b"\r"):
-                self.refuse(f"chunk data not followed by CRLF but by {end!r}")
+                self.refuse("chunk data not followed by CRLF")
             return self.wait("behind a chunk")
         self.position = self.scanned = position + 2
         self.read = RequestParser.read_chunk_size
@@ -392,7 +393,7 @@ class RequestParser:
         position, limit = self.position, self.limits.header_size
         end = self.buffer.find(b"\r\n\r\n", max(position, self.scanned - 3))
         if end < 0 or end - position > limit:
-            self.check_unfinished(end, limit, ProtocolError("header section too large", 431))
+            self.check_unfinished(end, limit, ProtocolError("header section too large", 431), 4)
         return end
 
     def read_section(self, end: int) -> tuple[Headers, Headers]:
@@ -405,12 +406,16 @@ class RequestParser:
             raise ProtocolError("too many header fields", 431)
         return self.fields.read(lines)
 
-    def check_unfinished(self, end: int, limit: int, too_long: ProtocolError) -> None:
-        """Fail on a bare CR or LF at once, then on too many bytes; else remember the scan."""
+    def check_unfinished(self, end: int, limit: int, too_long: ProtocolError, mark: int) -> None:
+        """Fail on a bare CR or LF at once, then on too many bytes; else remember the scan.
+
+        ``mark`` is the length of what ends the line or section: all but its last byte may be
+        here without the limit being reached.
+        """
         bare = self.bare_line_end(len(self.buffer) if end < 0 else end, limit)
         if bare is not None:
             self.fail(bare)
-        if end >= 0 or len(self.buffer) - self.position > limit + 1:  # a CR may be the limit's
+        if end >= 0 or len(self.buffer) - self.position >= limit + mark:
             self.fail(too_long)
         self.scanned = len(self.buffer)
 
@@ -429,8 +434,8 @@ class RequestParser:
         if match is None:
             return None
         what = "CR" if match[0] == b"\r" else "LF"
-        near = bytes(buffer[max(self.position, match.start() - 20) : match.start() + 20])
-        return ProtocolError(f"bare {what} in {near!r}: lines end with CRLF")
+        near = bytes(buffer[max(self.position, match.start() - 20) : match.start() + 1])
+        return ProtocolError(f"bare {what} at the end of {near!r}: lines end with CRLF")
 
     def wait(self, where: str) -> HTTPEvent:
         """Say NEED_DATA, or fail when no more can come."""

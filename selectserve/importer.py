@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .asgi import Receive, Scope, Send
-    from .connection import StepApp
+    from .service import StepApp
 
 COROUTINE_FUNCTION = 0x80  # inspect.CO_COROUTINE; importing inspect would cost 9 ms
 

@@ -11,11 +11,17 @@ from __future__ import annotations
 import logging
 import sys
 
+from .errors import Cancelled, ClientDisconnected
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, TextIO
 
     from .reactor import Flushable
+
+    TextHandler = logging.StreamHandler[TextIO]
+else:
+    TextHandler = logging.StreamHandler  # before 3.11 it takes no type arguments
 
 LEVELS = {
     "critical": logging.CRITICAL,
@@ -34,7 +40,7 @@ error_logger = logging.getLogger("selectserve.error")
 access_logger = logging.getLogger("selectserve.access")
 
 
-class LogHandler(logging.StreamHandler["TextIO"]):
+class LogHandler(TextHandler):
     """Write to a standard stream; a reader that is gone, or a full disk, harms no request."""
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -151,3 +157,23 @@ class Complaints:
             error_logger.log(level, "%s", printable(text))
         else:
             self.suppressed += 1
+
+
+def is_disconnect(exc: BaseException) -> bool:
+    """Tell whether ``exc`` only says, at whatever remove, that the client has left."""
+    cause: BaseException | None = exc
+    for _ in range(10):
+        if cause is None or isinstance(cause, ClientDisconnected):
+            return cause is not None
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def log_app_error(exc: BaseException, what: str) -> None:
+    """Log what the app raised, once, with its own traceback; a disconnect is no error."""
+    if is_disconnect(exc) or isinstance(exc, Cancelled):
+        return
+    traceback = exc.__traceback__
+    if traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next  # the first frame is the stepper's
+    error_logger.error("the app failed: %s", printable(what), exc_info=(type(exc), exc, traceback))

@@ -18,13 +18,14 @@ from contextvars import copy_context
 
 from .asgi import Lifespan
 from .config import Config
-from .connection import HTTPConnection, Service
+from .connection import HTTPConnection
 from .errors import ConfigError
 from .grammar import Limits
 from .importer import load_app, make_step_app, own_traceback
 from .listener import Listener, describe_address, open_fd, open_tcp, open_unix
 from .logs import AccessLog, error_logger, set_up_logging, wants_colour
 from .reactor import Reactor
+from .service import Service
 from .task import NativeStepper, current_stepper, release
 from .trace import Tracer
 from .transport import Transport
@@ -100,6 +101,11 @@ class Server:
         service.timeout_keep_alive = config.timeout_keep_alive
         service.timeout_header = config.timeout_header
         service.timeout_body = config.timeout_body
+        service.ws_max_size = config.ws_max_size
+        service.ws_max_queue = max(1, config.ws_max_queue)
+        service.ws_ping_interval = config.ws_ping_interval
+        service.ws_ping_timeout = config.ws_ping_timeout
+        service.ws_deflate = config.ws_per_message_deflate
         service.limit_concurrency = config.limit_concurrency
         service.limit_max_requests = config.limit_max_requests
         own = {name.lower() for name, _ in config.header}

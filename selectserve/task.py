@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from contextvars import Context, ContextVar, copy_context
 
-from .errors import ConfigError
+from .errors import Cancelled, ConfigError
 from .reactor import EVENT_READ, EVENT_WRITE, Reactor
 
 TYPE_CHECKING = False
@@ -56,10 +56,6 @@ if TYPE_CHECKING:
 MAX_THREADS = 40  # of run_in_thread, as many as anyio allows
 # Who steps the tasks of this context; set once by the server, copied into each request's context.
 current_stepper: ContextVar[Stepper] = ContextVar("selectserve_stepper")
-
-
-class Cancelled(BaseException):
-    """Thrown into a task that was cancelled; like CancelledError no Exception."""
 
 
 class Waiter:

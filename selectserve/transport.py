@@ -18,7 +18,7 @@ from .reactor import EVENT_READ, EVENT_WRITE, NEVER, Deadline, Reactor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Literal, Protocol, Union
+    from typing import Any, Callable, Literal, Protocol, Union
 
     TransportState = Literal["open", "closing", "lingering", "closed"]
     Piece = Union[bytes, memoryview]
@@ -103,11 +103,16 @@ class Transport:
         self.unproven = 0  # bytes still to be sent before the write deadline moves on
         self.on_flushed: Callable[[], object] | None = None
         self.deadline: Deadline | None = None  # for a slow reader, and for lingering
-        self.secure = False
+        self.secure: dict[str, Any] | None = None  # what TLS agreed on, as the ASGI extension
         self.trace = reactor.trace
 
     def __repr__(self) -> str:
         return f"<Transport #{self.number} {self.state} {self.out_size} bytes to write>"
+
+    @property
+    def peer_name(self) -> str:
+        """The client, for the log."""
+        return "unix" if self.peer is None else f"{self.peer[0]}:{self.peer[1]}"
 
     def start(self, protocol: ByteProtocol) -> None:
         """Begin to read, for ``protocol``."""
@@ -140,7 +145,12 @@ class Transport:
             self.trace("read" if data else "eof", self, f"{len(data)} bytes")
         if self.state == "lingering":
             self.discard(data)
-        elif data:
+        else:
+            self.received(data)
+
+    def received(self, data: bytes) -> None:
+        """Hand ``data`` to the protocol; b"" is the end of the stream."""
+        if data:
             self.protocol.data_received(data)
         else:
             self.reading = False  # or a level-triggered selector would report it for ever
@@ -226,6 +236,17 @@ class Transport:
             except OSError:
                 pass  # already reset by the other side
             self.lost(None)
+
+    def detach(self) -> socket.socket:
+        """Let go of the socket and return it: another transport goes on with it."""
+        self.state = "closed"
+        if self.interest:
+            self.interest = 0
+            self.reactor.unregister(self.sock)
+        if self.deadline is not None:
+            self.deadline.close()
+        self.protocol = NO_PROTOCOL
+        return self.sock
 
     # -- how it is done ------------------------------------------------------------------------
 

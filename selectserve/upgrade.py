@@ -1,0 +1,323 @@
+"""upgrade: the life of a connection after it became a WebSocket: frames, messages, session.
+
+HTTPConnection hands over the Request event and the bytes that followed it; nothing is serialised
+again to be parsed again. From then on this is the transport's protocol: it feeds the machine,
+puts its messages into the session, and writes what either has to say, once a turn.
+
+    connecting (the app decides) -> open -> closing (a close frame was sent) -> closed
+"""
+
+from __future__ import annotations
+
+import logging
+
+from .asgi import request_scope
+from .errors import Cancelled
+from .handshake import accept_head, read_handshake
+from .http1 import NEED_DATA
+from .logs import log_app_error
+from .reactor import NEVER, Deadline
+from .response import ResponseWriter, plain_answer
+from .session import WebSocketSession
+
+from .websocket import Binary, Close, Text, WebSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .asgi import Message
+    from .http1 import Request
+    from .service import Service
+    from .transport import Transport
+
+CLOSE_TIMEOUT = 10.0  # seconds for the client's half of the closing handshake
+EARLY_WATERMARK = 65536  # bytes of frames kept until the app has accepted
+
+
+class WebSocketConnection:
+    """The protocol of one WebSocket.
+
+    Raises ProtocolError when constructed with a request that is no valid handshake.
+    """
+
+    __slots__ = (
+        "awaited",
+        "deadline",
+        "early",
+        "handshake",
+        "machine",
+        "service",
+        "session",
+        "transport",
+        "writer",
+    )
+
+    def __init__(
+        self, service: Service, transport: Transport, request: Request, rest: bytes
+    ) -> None:
+        self.handshake = read_handshake(request, deflate=service.ws_deflate)
+        self.service = service
+        self.transport = transport
+        self.early = rest  # frames that came before the app accepted
+        self.machine: WebSocket | None = None
+        self.writer: ResponseWriter | None = None  # of an answer instead of a 101
+        self.awaited = "app"  # -> data | pong | close: what the deadline is for
+        self.deadline = Deadline(service.reactor, self.on_deadline)
+        scope = request_scope(request, transport, service.root_path, service.state)
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if transport.secure else "ws"
+        del scope["method"]
+        scope["subprotocols"] = self.handshake.subprotocols
+        scope["extensions"]["websocket.http.response"] = {}
+        self.session = WebSocketSession(self, service.stepper, request, scope)
+
+    def __repr__(self) -> str:
+        return f"<WebSocketConnection #{self.transport.number} {self.session.state}>"
+
+    def start(self) -> None:
+        """Take over the transport and call the app."""
+        service, session = self.service, self.session
+        self.transport.protocol = self
+        service.connections.add(self)
+        service.cycles += 1
+        service.requests += 1
+        if self.transport.trace:
+            self.transport.trace("upgrade", self.transport, session.scope["path"])
+        coro = service.app(session.scope, session.receive, session.send)
+        session.task = service.stepper.spawn(coro, session.on_done, service.context.copy())
+
+    # -- what the transport calls --------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Frames have come, or a part of one; before the accept they are kept."""
+        if self.machine is None:
+            self.early += data
+            if len(self.early) > EARLY_WATERMARK:
+                self.transport.pause_reading()
+            return
+        if self.awaited != "close":
+            self.wait_for("data", self.service.ws_ping_interval)  # any byte is a sign of life
+        self.machine.receive_data(data)
+        self.pump()
+
+    def eof_received(self) -> None:
+        """The client ended its side; a WebSocket has no half-closed state."""
+        if self.machine is not None:
+            self.machine.receive_eof()
+            self.pump()
+        self.finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed: tell the app, release everything."""
+        self.deadline.close()
+        self.session.disconnect(1006, "")
+        self.service.connections.discard(self)
+        if self.service.on_change is not None:
+            self.service.on_change()
+
+    def pause_writing(self) -> None:
+        """The client does not read: neither do we, or its pings would pile up as our pongs."""
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self.session.release_waiters()
+        self.messages_wanted()
+
+    # -- frames to messages --------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Put what the machine has understood into the session, as much as it may hold."""
+        machine, session = self.machine, self.session
+        if machine is None:
+            return
+        trace = self.transport.trace
+        while len(session.inbox) < self.service.ws_max_queue:
+            event = machine.next_event()
+            if trace:
+                trace("event", self.transport, event)
+            if type(event) is Text:
+                session.put(event.text, None)
+            elif type(event) is Binary:
+                session.put(None, event.data)
+            elif event is NEED_DATA:
+                break
+            elif type(event) is Close:
+                self.end(event)
+                return
+        self.write_out()
+        if len(session.inbox) >= self.service.ws_max_queue:
+            self.transport.pause_reading()
+
+    def messages_wanted(self) -> None:
+        """The app takes messages: read on."""
+        if self.machine is not None and self.transport.state == "open":
+            if len(self.session.inbox) < self.service.ws_max_queue and not self.must_wait():
+                if self.machine.buffered or not self.transport.reading:
+                    self.transport.resume_reading()
+                    self.pump()
+
+    def must_wait(self) -> bool:
+        """Tell whether the client has too much to read already."""
+        return self.transport.writing_paused
+
+    def write_out(self) -> None:
+        """Write what the machine has to say."""
+        if self.machine is not None:
+            pieces = self.machine.data_to_send()
+            if pieces:
+                self.transport.write(pieces)
+
+    def end(self, close: Close) -> None:
+        """The client has closed, or broken the protocol, or was lost."""
+        if close.failure:
+            self.service.complaints.log(
+                logging.WARNING, f"{self.transport.peer_name}: {close.code} {close.failure}"
+            )
+        self.session.disconnect(close.code, close.reason)
+        self.write_out()
+        self.finish(bool(close.failure))
+
+    def finish(self, unread: bool = False) -> None:
+        """Close the transport once all is sent."""
+        self.awaited = "close"
+        self.deadline.set(NEVER)
+        if unread:
+            self.transport.linger()
+        else:
+            self.transport.close()
+
+    # -- what the session calls ----------------------------------------------------------------
+
+    def accept(self, message: Message) -> None:
+        """Answer 101, and read the frames that came with the handshake."""
+        defaults = self.service.defaults
+        head = accept_head(
+            self.handshake,
+            message.get("subprotocol"),
+            message.get("headers", ()),
+            defaults.server + defaults.date,
+        )
+        service = self.service
+        self.machine = WebSocket(max_size=service.ws_max_size, deflate=self.handshake.deflate)
+        self.transport.write([head])
+        self.log(101)
+        self.wait_for("data", service.ws_ping_interval)
+        early, self.early = self.early, b""
+        if early:
+            self.machine.receive_data(early)
+            # not at once: the app is being stepped, and has not seen its accept return
+            service.reactor.call_soon(self.pump)
+        self.transport.resume_reading()
+
+    def forbid(self) -> None:
+        """Answer 403: the app closed before it accepted."""
+        self.refuse(403, "Forbidden")
+
+    def refuse(self, status: int, text: str) -> None:
+        """Answer the handshake with an error of our own."""
+        self.transport.write([plain_answer(status, text, self.service.defaults)])
+        self.log(status)
+        self.finish(True)
+
+    def deny(self, message: Message) -> None:
+        """Begin the app's own answer to the handshake."""
+        writer = ResponseWriter(self.service.defaults, self.service.lines)
+        writer.begin("GET", "1.1", keep_alive=False)
+        if "status" not in message:
+            raise TypeError("websocket.http.response.start needs a status")
+        writer.start(message["status"], message.get("headers", ()))
+        self.writer = writer
+
+    def deny_body(self, message: Message) -> bool:
+        """Write a piece of that answer; True when it was the last."""
+        assert self.writer is not None
+        more = bool(message.get("more_body", False))
+        self.transport.write(self.writer.send(bytes(message.get("body", b"")), more))
+        if not more:
+            self.log(self.writer.status)
+            self.finish(True)
+        return not more
+
+    def send_message(self, text: str | None, data: bytes | None) -> None:
+        """Send a message of the app's."""
+        machine = self.machine
+        assert machine is not None
+        if text is not None:
+            machine.send_text(text)
+        elif data is not None:
+            machine.send_binary(data)
+        self.transport.write(machine.data_to_send())
+
+    def send_close(self, code: int, reason: str) -> None:
+        """Send a close frame, and give the client a moment to answer it."""
+        assert self.machine is not None
+        self.machine.send_close(code, reason)
+        self.write_out()
+        self.wait_for("close", CLOSE_TIMEOUT)
+        self.transport.resume_reading()
+
+    def session_done(self, session: WebSocketSession, exc: BaseException | None) -> None:
+        """The app has returned or raised: end what it left open."""
+        service = self.service
+        service.cycles -= 1
+        if service.on_change is not None:
+            service.on_change()
+        if exc is not None:
+            log_app_error(exc, f"WebSocket {session.scope['path']}")
+        if session.state == "open":
+            failed = exc is not None and not isinstance(exc, Cancelled)
+            self.close_with(1012 if service.draining else 1011 if failed else 1000)
+        elif session.state == "connecting":
+            self.refuse(500, "Internal Server Error")
+            session.disconnect(1006, "")
+        elif session.state == "denying":
+            self.transport.abort()  # a clean end could look like a complete answer
+
+    def close_with(self, code: int) -> None:
+        """Close from the server's side."""
+        if self.session.state == "open":
+            self.send_close(code, "")
+            self.session.disconnect(code, "", gone=True)
+
+    # -- time and the end ----------------------------------------------------------------------
+
+    def wait_for(self, awaited: str, timeout: float) -> None:
+        """Hold the one deadline, for ``awaited``; a timeout of 0 is none."""
+        self.awaited = awaited
+        self.deadline.set(self.service.reactor.now + timeout if timeout else NEVER)
+
+    def on_deadline(self) -> None:
+        """Silence: ask for a sign of life, or give up."""
+        machine = self.machine
+        if machine is None or self.awaited == "close":
+            self.transport.abort()
+        elif not self.transport.reading:  # it is we who do not listen
+            self.wait_for("data", self.service.ws_ping_interval)
+        elif self.awaited == "data":
+            machine.send_ping()
+            self.write_out()
+            self.wait_for("pong", self.service.ws_ping_timeout)
+        else:
+            self.service.complaints.log(
+                logging.INFO,
+                f"{self.transport.peer_name}: 1011, no byte for "
+                f"{self.service.ws_ping_timeout:g} s after a ping",
+            )
+            self.close_with(1011)
+            self.finish(True)
+
+    def close_if_idle(self) -> None:
+        """At shutdown no WebSocket is idle: 1012 tells the client to come again (RFC 6455 §7.4)."""
+        self.close_with(1012)
+
+    def tell_end(self) -> None:
+        """The drain is half over: the same again for those that were not open yet."""
+        self.close_with(1012)
+
+    def log(self, status: int) -> None:
+        """Write the access line of the handshake."""
+        if self.service.access_log is not None:
+            target = self.session.request.target.decode("latin-1")
+            self.service.access_log.write(
+                f'{self.transport.peer_name} - "WebSocket {target}" {status}'
+            )
