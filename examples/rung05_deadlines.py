@@ -7,7 +7,7 @@ New here:    points in time. The reactor keeps a heap of deadlines and waits no 
              early, for a signal (SIGTERM: finish, then stop) or for another thread.
 Still wrong: every byte moves the deadline, so that a client that drips one now and then is never
              late. And look at what became of rung 01's two lines: what happens to one client is
-             cut into seven methods, and what it waits for must be guessed from attributes.
+             cut into eight methods, and what it waits for must be guessed from attributes.
 
     IDLE=5 python -m examples.rung05_deadlines 8000
 """

@@ -82,6 +82,8 @@ class Session(Cycle):
         if message["type"] == "websocket.accept":
             self.state = "open"
             self.transport.write(self.handshake())
+            self.connection.parser = FrameParser(self.connection.parser.buffer)
+            self.connection.reactor.ready.append(self.connection.advance)
         elif message["type"] == "websocket.send":
             self.transport.write(frame(TEXT, message["text"].encode()))
         else:
@@ -92,10 +94,8 @@ class Session(Cycle):
     def handshake(self):
         key = dict(self.request.headers)[b"sec-websocket-key"]
         digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-        return (
-            b"HTTP/1.1 101 \r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n" % base64.b64encode(digest)
-        )
+        head = b"HTTP/1.1 101 \r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        return head + b"Sec-WebSocket-Accept: %b\r\n\r\n" % base64.b64encode(digest)
 
     def close(self, code):
         self.transport.write(frame(CLOSE, b"" if code == 1005 else code.to_bytes(2, "big")))
@@ -109,7 +109,7 @@ class WebSocketConnection(ASGIConnection):
         if isinstance(event, Request) and (b"upgrade", b"websocket") in event.headers:
             self.cycle = Session(self, event)
             self.cycle.put({"type": "websocket.connect"})
-            self.parser = FrameParser(self.parser.buffer)
+            self.parser.next_event = lambda: NEED_DATA  # until the app accepts
         elif isinstance(event, Text):
             self.cycle.put({"type": "websocket.receive", "text": event.text})
         elif isinstance(event, Close):

@@ -9,12 +9,16 @@ one sentence that teaches.
 
 from __future__ import annotations
 
+from contextvars import copy_context
+
 from .errors import ClientDisconnected
+from .grammar import field_list
 from .response import CONTINUE, check_pair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
+    from contextvars import Context
     from typing import Any, Callable, Literal, Protocol
 
     from .http1 import Request
@@ -74,7 +78,7 @@ def request_scope(
     if root_path:
         path = root_path + path
         raw_path = root_path.encode() + raw_path
-    scope = {
+    scope: Scope = {
         "type": "http",
         "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
         "http_version": request.http_version,
@@ -90,10 +94,28 @@ def request_scope(
         "extensions": {},
     }
     if transport.secure is not None:
-        scope["extensions"] = {"tls": transport.secure.copy()}
+        scope["extensions"]["tls"] = transport.secure.copy()
     if state is not None:
         scope["state"] = state.copy()
     return scope
+
+
+def client_name(client: tuple[str, int] | None) -> str:
+    """Name a client in the log; the port is 0 where a proxy did not tell it."""
+    if client is None:
+        return "unix"
+    host, port = client
+    return f"{host}:{port}" if port else host
+
+
+def with_request_id(
+    headers: Iterable[Iterable[bytes]], request_id: bytes
+) -> list[tuple[bytes, ...]]:
+    """Return an answer's headers with the id of its request, unless the app has set it."""
+    pairs = [tuple(pair) for pair in headers]
+    if not any(pair and pair[0].lower() == b"x-request-id" for pair in pairs):
+        pairs.append((b"x-request-id", request_id))
+    return pairs
 
 
 class HTTPCycle:
@@ -101,6 +123,7 @@ class HTTPCycle:
 
     __slots__ = (
         "body_sent",
+        "client",
         "disconnected",
         "input",
         "owner",
@@ -108,6 +131,8 @@ class HTTPCycle:
         "pieces_size",
         "receiving",
         "request",
+        "request_id",
+        "response_headers",
         "scope",
         "started_at",
         "state",
@@ -135,6 +160,9 @@ class HTTPCycle:
         self.writer = writer
         self.request = request
         self.scope = scope
+        self.client = scope["client"]  # for the log, whatever the app does to its scope
+        self.request_id = b""  # to be told in the answer
+        self.response_headers: Iterable[Iterable[bytes]] = ()
         self.state: ResponseState = "waiting"
         self.input: InputState = "open"
         self.disconnected = False
@@ -178,7 +206,6 @@ class HTTPCycle:
 
     def on_done(self, exc: BaseException | None) -> None:
         """The app has returned, or raised ``exc``."""
-        self.task = None
         self.owner.cycle_done(self, exc)
 
     def release_waiters(self) -> None:
@@ -203,9 +230,10 @@ class HTTPCycle:
             if waiter in self.waiters:
                 self.waiters.remove(waiter)
 
-    def access_line(self, peer: str, now: float) -> str:
+    def access_line(self, now: float) -> str:
         """Describe what was asked, what was answered, how much and how long."""
         request = self.request
+        peer = client_name(self.client)
         status = self.status or 499  # nginx's number for a client that left before an answer
         return (
             f'{peer} - "{request.method} {request.target.decode("latin-1")} '
@@ -259,7 +287,9 @@ class HTTPCycle:
         if self.disconnected:
             raise ClientDisconnected("the client is gone")
         handler(self, message)
-        while self.transport.writing_paused and not self.disconnected:
+        while self.transport.writing_paused and self.state != "complete":
+            if self.disconnected:
+                break
             await self.wait()
         if self.disconnected and self.state != "complete":
             raise ClientDisconnected("the client is gone")
@@ -277,10 +307,17 @@ class HTTPCycle:
         """Hold status and headers until the first piece of the body."""
         if "status" not in message:
             raise TypeError("http.response.start needs a status")
-        self.writer.start(
-            message["status"], message.get("headers", ()), bool(message.get("trailers", False))
-        )
-        self.status = self.writer.status
+        headers = message.get("headers", ())
+        if self.request_id:
+            headers = with_request_id(headers, self.request_id)
+        writer = self.writer
+        if message.get("trailers"):
+            accepts = b"trailers" in field_list(self.request.headers, b"te")
+            writer.start(message["status"], headers, True, accepts)
+        else:
+            writer.start(message["status"], headers)
+        self.response_headers = headers
+        self.status = writer.status
         self.state = "started"
 
     def on_body(self, message: Message) -> None:
@@ -291,8 +328,9 @@ class HTTPCycle:
                 raise TypeError(f"http.response.body needs bytes, not {type(body).__name__}")
             body = bytes(body)  # a copy: the app may overwrite its buffer afterwards
         more = bool(message.get("more_body", False))
-        self.settle()
         writer = self.writer
+        if self.input == "open" and writer.framing == "held" and self.unread_is_much():
+            writer.keep_alive = False  # decided when the head goes out: it has to say so
         self.transport.write(writer.send(body, more))
         self.body_sent += len(body)
         if more and not writer.fault:
@@ -305,7 +343,9 @@ class HTTPCycle:
     def on_trailers(self, message: Message) -> None:
         """Write trailer fields where this framing has a place for them (spec: trailers)."""
         more = bool(message.get("more_trailers", False))
-        self.transport.write(self.writer.send_trailers(message.get("headers", ()), more))
+        pieces = self.writer.send_trailers(message.get("headers", ()), more)
+        if pieces:
+            self.transport.write(pieces)
         if not more:
             self.end()
 
@@ -315,11 +355,6 @@ class HTTPCycle:
         if links and self.request.http_version == "1.1" and self.writer.framing == "held":
             lines = b"".join(b"link: " + link + b"\r\n" for link in links)
             self.transport.write([b"HTTP/1.1 103 Early Hints\r\n" + lines + b"\r\n"])
-
-    def settle(self) -> None:
-        """Decide, when the head goes out, whether another request can follow this one."""
-        if self.writer.framing == "held" and self.input == "open" and self.unread_is_much():
-            self.writer.keep_alive = False
 
     def unread_is_much(self) -> bool:
         """Tell whether the rest of the body is not worth reading only to throw it away."""
@@ -356,7 +391,6 @@ HTTP_LIFECYCLE: dict[ResponseState, dict[object, Callable[[HTTPCycle, Message], 
     "complete": {},
 }
 HTTP_MESSAGES = frozenset(kind for row in HTTP_LIFECYCLE.values() for kind in row)
-HTTP_EXTENSIONS: tuple[str, ...] = ("http.response.trailers", "http.response.early_hint")
 
 
 class Lifespan:
@@ -374,6 +408,7 @@ class Lifespan:
         self.inbox: list[Message] = []
         self.waiters: list[Waits] = []
         self.on_change: Callable[[], object] | None = None
+        self.context: Context | None = None
         self.asked = False  # the app called receive() at least once
         self.failure: BaseException | str | None = None
 
@@ -427,6 +462,8 @@ class Lifespan:
         following = LIFESPAN_LIFECYCLE.get(self.status, {}).get(kind)
         if following is None:
             raise RuntimeError(f"{kind!r} cannot be sent while the lifespan is {self.status}")
+        if following == "running":
+            self.context = copy_context()  # what startup has set is seen by every request
         if following == "failed":
             self.failure = str(message.get("message", ""))
         self.change(following)

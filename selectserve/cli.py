@@ -7,12 +7,14 @@ import sys
 
 from .config import Config, all_options, environment_values
 from .errors import ConfigError
-from .server import serve
+from .server import check, serve
+from .sources import load_env_file, read_config_file, write_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import Any
 
 
 def make_parser(version: str) -> argparse.ArgumentParser:
@@ -30,12 +32,21 @@ def make_parser(version: str) -> argparse.ArgumentParser:
         "app", nargs="?", metavar="APP", help="module:attribute; none: welcome page"
     )
     parser.add_argument("--version", action="version", version=f"selectserve {version}")
+    parser.add_argument("--config", metavar="FILE", help="read options from TOML or JSON")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show all options as such a file, and end"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="import APP, check everything, and end"
+    )
     groups = {}
     for option in all_options():
+        if option.code_only:
+            continue
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         group = groups[option.group]
-        default = "" if option.default in (None, "", [], -1) else f" (default: {option.default})"
+        default = f" (default: {option.shown})" if option.shown else ""
         if option.flag:
             text = option.meaning if option.default is None else option.meaning + default
             group.add_argument(option.flag_name, dest=option.name, action="store_true", help=text)
@@ -56,27 +67,53 @@ def make_parser(version: str) -> argparse.ArgumentParser:
     return parser
 
 
+def read_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the options, ``app`` among them, and for each who said so; the last one wins."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    path = given.get("config") or os.environ.get("SELECTSERVE_CONFIG")
+    if path:
+        values = read_config_file(path)
+        origins = dict.fromkeys(values, path)
+    env_file = given.get("env_file") or values.get("env_file")
+    if env_file:
+        load_env_file(env_file, os.environ)
+    found = environment_values()
+    if "SELECTSERVE_APP" in os.environ:
+        found["app"] = os.environ["SELECTSERVE_APP"]
+    values.update(found)
+    origins.update(dict.fromkeys(found, "from the environment"))
+    for option in all_options():
+        if option.name not in given:
+            continue
+        value = given[option.name]
+        if option.repeat:
+            value = [item for text in value for item in option.read(text, option.flag_name)]
+        elif not option.flag:
+            value = option.read(value, option.flag_name)
+        values[option.name] = value
+        origins[option.name] = "from the command line"
+    if given.get("app"):
+        values["app"] = given["app"]
+    return values, origins
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     from . import __version__
 
     parser = make_parser(__version__)
     given = vars(parser.parse_args(arguments))
-    app = given.pop("app", None) or os.environ.get("SELECTSERVE_APP")
     try:
-        values = environment_values()
-        for option in all_options():
-            if option.name not in given:
-                continue
-            value = given[option.name]
-            if option.repeat:
-                value = [item for text in value for item in option.read(text, option.flag_name)]
-            elif not option.flag:
-                value = option.read(value, option.flag_name)
-            values[option.name] = value
-        config = Config(app, **values)
+        values, origins = read_options(given)
+        config = Config(values.pop("app", None), **values)
     except ConfigError as exc:
         parser.print_usage(sys.stderr)
         print(f"selectserve: error: {exc}", file=sys.stderr)
         return exc.exit_code
+    if given.get("print_config"):
+        print(write_config(config, origins), end="")
+        return 0
+    if given.get("check"):
+        return check(config)
     return serve(config)

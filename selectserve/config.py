@@ -12,7 +12,7 @@ from .errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Any, Callable, Generic, TypeVar, overload
 
     Value = TypeVar("Value")
@@ -32,6 +32,8 @@ class Option(Generic[Value]):
 
     ``kind`` makes the value of a string ("flag" options take none on the command line),
     ``choices`` are the strings allowed, ``repeat`` lets the option be given several times.
+    ``also`` is another variable that gives it, ``shown`` how the default reads in the help;
+    what is ``code_only`` no string can say: it is for run(); ``any_type`` may also be a table.
     """
 
     def __init__(
@@ -45,6 +47,10 @@ class Option(Generic[Value]):
         repeat: bool = False,
         metavar: str = "",
         group: str = "server",
+        also: str = "",
+        shown: str = "",
+        code_only: bool = False,
+        any_type: bool = False,
     ) -> None:
         self.default = default
         self.meaning = meaning
@@ -54,6 +60,10 @@ class Option(Generic[Value]):
         self.repeat = repeat
         self.metavar = metavar
         self.group = group
+        self.also = also
+        self.shown = shown or ("" if default in (None, "", [], -1) else str(default))
+        self.code_only = code_only
+        self.any_type = any_type
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -80,6 +90,14 @@ class Option(Generic[Value]):
     def variable(self) -> str:
         """The name in the environment."""
         return "SELECTSERVE_" + self.name.upper()
+
+    def accept(self, value: Any) -> Any:
+        """Return the value of what a program gave: a path as text, one alone as a list of one."""
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if self.repeat and isinstance(value, str):
+            value = self.read(value, self.name)
+        return value
 
     def read(self, text: str, where: str) -> Any:
         """Make the value of ``text``; raise ConfigError that names ``where``."""
@@ -127,9 +145,17 @@ def header_pair(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def mode(text: str) -> int:
+def permissions(text: str) -> int:
     """Read file permissions in octal."""
-    return int(text, 8)
+    value = int(text, 8)
+    if not 0 <= value <= 0o777:
+        raise ValueError("three octal digits, as in 660")
+    return value
+
+
+def one_text(text: str) -> list[str]:
+    """Make a list of one, for options that may be repeated."""
+    return [text]
 
 
 class Config:
@@ -140,18 +166,51 @@ class Config:
     """
 
     # -- where to listen
-    host = Option("127.0.0.1", "address to listen on", group="sockets")
+    bind: Option[list[str]] = Option(
+        [],
+        "listen here: host:port, [IPv6]:port, unix:path, unix:@name, fd://N or fd://NAME; "
+        "may be repeated, and counts alone then",
+        kind=one_text,
+        repeat=True,
+        metavar="ADDRESS",
+        group="sockets",
+    )
+    host = Option(
+        "127.0.0.1",
+        "address or name to listen on; * and localhost open both families",
+        group="sockets",
+    )
     port = Option(8000, "port to listen on; 0 takes a free one", kind=count, group="sockets")
-    uds = Option("", "listen on this unix socket instead", metavar="PATH", group="sockets")
+    uds = Option(
+        "", "listen on this unix socket instead; @name: abstract", metavar="PATH", group="sockets"
+    )
+    uds_permissions = Option(
+        0o666,
+        "who may connect to our unix sockets, in octal",
+        kind=permissions,
+        metavar="MODE",
+        group="sockets",
+        shown="666, like uvicorn",
+    )
     fd = Option(-1, "listen on this inherited descriptor instead", kind=count, group="sockets")
+    reuse_port = Option(
+        False,
+        "share the port with other servers that say so too; the kernel spreads the clients",
+        flag=True,
+        group="sockets",
+    )
     backlog = Option(2048, "connections that may wait to be accepted", kind=count, group="sockets")
 
     # -- the app
     factory = Option(False, "call APP to get the application", flag=True, group="app")
+    env_file = Option(
+        "", "set variables from this file first, unless they are set", metavar="FILE", group="app"
+    )
     app_dir = Option(".", "look for APP in this directory", metavar="DIR", group="app")
     interface = Option(
         "auto", "what APP is", choices=("auto", "asgi3", "asgi2", "wsgi"), group="app"
     )
+    wsgi_workers = Option(10, "threads for a WSGI app", kind=count, group="app")
     lifespan = Option("auto", "run APP's lifespan", choices=("auto", "on", "off"), group="app")
     loop = Option(
         "auto",
@@ -161,6 +220,77 @@ class Config:
     )
     root_path = Option("", "mount APP below this path", metavar="PATH", group="app")
 
+    # -- TLS
+    ssl_certfile: Option[list[str]] = Option(
+        [],
+        "certificate and its chain, PEM; several are told apart by the name the client asks for",
+        kind=one_text,
+        repeat=True,
+        metavar="FILE",
+        group="tls",
+    )
+    ssl_keyfile: Option[list[str]] = Option(
+        [],
+        "its key, PEM, unless it is in the same file; one for each certificate",
+        kind=one_text,
+        repeat=True,
+        metavar="FILE",
+        group="tls",
+    )
+    ssl_keyfile_password = Option("", "password of the key", metavar="TEXT", group="tls")
+    ssl_version: Option[str | int] = Option(
+        "",
+        "oldest TLS version; =TLSv1.2 means no other, and uvicorn's numbers are understood",
+        metavar="TLSv1.2|TLSv1.3",
+        group="tls",
+        shown="TLSv1.2",
+    )
+    ssl_cert_reqs: Option[str | int] = Option(
+        "none",
+        "ask clients for a certificate: none (0), optional (1), required (2)",
+        metavar="none|optional|required",
+        group="tls",
+    )
+    ssl_ca_certs = Option(
+        "",
+        "who may have signed the clients' certificates, PEM; else the system's",
+        metavar="FILE",
+        group="tls",
+    )
+    ssl_ciphers = Option(
+        "", "cipher suites up to TLS 1.2, as OpenSSL lists them", metavar="LIST", group="tls"
+    )
+    ssl_context_factory: Option[Callable[..., Any] | None] = Option(
+        None,
+        "f(config, default_factory) -> ssl.SSLContext; called again to renew",
+        code_only=True,
+        group="tls",
+    )
+
+    # -- behind proxies
+    proxy_headers = Option(
+        True,
+        "believe the X-Forwarded-* and Forwarded headers of trusted peers",
+        flag=True,
+        group="proxies",
+    )
+    forwarded_allow_ips = Option(
+        "127.0.0.1,::1",
+        "trusted peers: addresses, networks, unix:, or * for all",
+        also="FORWARDED_ALLOW_IPS",
+        metavar="LIST",
+        group="proxies",
+    )
+    strip_untrusted_forwarded = Option(
+        False, "remove those headers when others send them", flag=True, group="proxies"
+    )
+    proxy_protocol = Option(
+        False,
+        "trusted peers begin with a PROXY protocol header (version 1 or 2), also before TLS",
+        flag=True,
+        group="proxies",
+    )
+
     # -- what is logged
     log_level = Option(
         "info",
@@ -168,7 +298,26 @@ class Config:
         choices=("critical", "error", "warning", "info", "debug", "trace"),
         group="logs",
     )
+    log_config: Option[str | dict[str, Any]] = Option(
+        "",
+        "set logging up from this file: .json, .yaml (with PyYAML) or .ini; run() takes a dict too",
+        metavar="FILE",
+        group="logs",
+        any_type=True,
+    )
     access_log = Option(True, "log each request", flag=True, group="logs")
+    access_log_format = Option(
+        "",
+        "common, combined, json, or apache's tokens as gunicorn writes them: %%(h)s %%(s)s",
+        metavar="FORMAT",
+        group="logs",
+    )
+    request_id = Option(
+        False,
+        "pass X-Request-ID on to the app, the log and the answer, or make one",
+        flag=True,
+        group="logs",
+    )
     use_colors: Option[bool | None] = Option(
         None, "colour the log (default: on a terminal)", flag=True, group="logs"
     )
@@ -215,6 +364,9 @@ class Config:
     )
 
     # -- deadlines
+    timeout_handshake = Option(
+        15.0, "seconds for PROXY header and TLS handshake", kind=seconds, group="deadlines"
+    )
     timeout_keep_alive = Option(
         5.0, "seconds for the first byte of a request", kind=seconds, group="deadlines"
     )
@@ -264,9 +416,13 @@ class Config:
             if name not in known:
                 raise ConfigError(f"unknown option {name!r}: see python -m selectserve --help", 2)
             choices = known[name].choices
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise ConfigError(f"{name}: {value!r} is not one of {', '.join(choices)}", 2)
-        self.values = values
+        self.values = {
+            name: known[name].accept(value)
+            for name, value in values.items()
+            if value is not None  # for uvicorn's callers: None is "not given"
+        }
         self.check()
 
     def check(self) -> None:
@@ -284,11 +440,9 @@ class Config:
             raise ConfigError(f"--port {self.port}: ports end at 65535", 2)
 
 
-def all_options() -> Iterator[Option[Any]]:
-    """Yield the options in the order of the table."""
-    for value in vars(Config).values():
-        if isinstance(value, Option):
-            yield value
+def all_options() -> list[Option[Any]]:
+    """Return the options in the order of the table."""
+    return [value for value in vars(Config).values() if isinstance(value, Option)]
 
 
 def environment_values(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -297,7 +451,9 @@ def environment_values(environ: Mapping[str, str] | None = None) -> dict[str, An
     values: dict[str, Any] = {}
     for option in all_options():
         text = environ.get(option.variable)
-        if text is not None:
+        if text is None and option.also:
+            text = environ.get(option.also)
+        if text is not None and not option.code_only:
             if option.repeat:
                 parts = filter(None, map(str.strip, text.split(",")))
                 values[option.name] = [

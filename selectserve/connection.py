@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 
-from .asgi import HTTP_EXTENSIONS, MAX_DISCARD, HTTPCycle, request_scope
+from .access import Exchange, log_exchange
+from .asgi import MAX_DISCARD, HTTPCycle, request_scope
 from .errors import Cancelled, ProtocolError
 from .handshake import wants_websocket
 from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 from .logs import error_logger, log_app_error, printable
 from .reactor import NEVER, Deadline
 from .response import ResponseWriter, plain_answer
-
 from .upgrade import WebSocketConnection
 
 TYPE_CHECKING = False
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .http1 import HTTPEvent
     from .service import Service
+    from .trace import Tracer
     from .transport import Transport
 
 
@@ -78,9 +79,9 @@ class HTTPConnection:
         """Bytes have come: of the next request, of this one's body, or ahead of time."""
         self.parser.receive_data(data)
         cycle = self.cycle
-        if cycle is None:
+        if cycle is None and not self.transport.writing_paused:
             self.read_request()
-        elif cycle.input == "open":
+        elif cycle is not None and cycle.input == "open":
             self.read_body(cycle)
         elif self.parser.buffered > PIPELINE_WATERMARK:
             self.transport.pause_reading()
@@ -112,15 +113,22 @@ class HTTPConnection:
         """The client does not read: the cycle sees it on the transport, in send()."""
 
     def resume_writing(self) -> None:
-        """There is room again: send() goes on."""
+        """There is room again: send() goes on, or the next request."""
         if self.cycle is not None:
             self.cycle.release_waiters()
+        else:
+            self.read_on()
 
     # -- a request -----------------------------------------------------------------------------
 
     def read_request(self) -> None:
-        """Begin the next request, if its head is here."""
-        if self.cycle is not None or self.transport.state != "open":
+        """Begin the next request, if its head is here.
+
+        Not while the client has too much to read already: a thousand pipelined requests would
+        fill the write buffer with a thousand answers.
+        """
+        transport = self.transport
+        if self.cycle is not None or transport.state != "open" or transport.writing_paused:
             return
         event = self.next_event()
         while type(event) is Data or type(event) is EndOfMessage:  # of a body nobody read
@@ -139,15 +147,24 @@ class HTTPConnection:
 
     def next_event(self) -> HTTPEvent | None:
         """Ask the parser; None when it failed and the failure was answered."""
-        parser = self.parser
-        before = parser.state if self.transport.trace else ""
+        if self.transport.trace:
+            return self.trace_event(self.transport.trace)
         try:
-            event = parser.next_event()
+            return self.parser.next_event()
         except ProtocolError as exc:
             self.refuse(exc)
             return None
-        if self.transport.trace:
-            self.transport.trace("event", self.transport, event, f"({before} -> {parser.state})")
+
+    def trace_event(self, trace: Tracer) -> HTTPEvent | None:
+        """The same, narrated."""
+        before = self.parser.state
+        try:
+            event = self.parser.next_event()
+        except ProtocolError as exc:
+            trace("event", self.transport, repr(exc), f"({before})")
+            self.refuse(exc)
+            return None
+        trace("event", self.transport, event, f"({before} -> {self.parser.state})")
         return event
 
     def start_cycle(self, request: Request) -> None:
@@ -165,21 +182,30 @@ class HTTPConnection:
             return
         keep_alive = request.keep_alive and not service.draining
         self.writer.begin(request.method, request.http_version, keep_alive)
+        request_id = b"" if service.request_ids is None else service.request_ids.give(request)
         scope = request_scope(request, transport, service.root_path, service.state)
-        extensions = scope["extensions"]
-        for name in HTTP_EXTENSIONS:
-            extensions[name] = {}
+        if request.http_version == "1.1":
+            extensions = scope["extensions"]
+            extensions["http.response.trailers"] = {}
+            extensions["http.response.early_hint"] = {}
+        if service.fields.forwarded and service.proxies is not None:
+            service.proxies.apply(scope)
         cycle = HTTPCycle(self, service.stepper, transport, self.writer, request, scope)
+        cycle.request_id = request_id
         self.cycle = cycle
         self.deadline.at = NEVER
         self.awaited = "app"
         self.body_progress = 0
         service.cycles += 1
         service.requests += 1
-        self.read_body(cycle)
-        if cycle.disconnected:  # the body was broken from its first byte: answered already
-            service.cycles -= 1
-            return
+        if request.chunked or request.content_length:
+            self.read_body(cycle)
+            if cycle.disconnected:  # the body was broken from its first byte: answered already
+                service.cycles -= 1
+                return
+        else:
+            self.parser.next_event()  # the end: nothing else can follow
+            cycle.input = "ended"
         if transport.trace:
             transport.trace("task", transport, f"app({request.method} {scope['path']})")
         coro = service.app(scope, cycle.receive, cycle.send)
@@ -216,7 +242,8 @@ class HTTPConnection:
                 if self.awaited == "body":
                     self.wait_for("app", NEVER)
             elif event is NEED_DATA:
-                if self.awaited != "body" or self.body_progress >= BODY_PROGRESS:
+                idle = self.deadline.at == NEVER  # a 100 (Continue) was to be sent first
+                if self.awaited != "body" or idle or self.body_progress >= BODY_PROGRESS:
                     self.body_progress = 0
                     waits = NEVER if cycle.unanswered_expect else self.service.timeout_body
                     self.wait_for("body", waits)
@@ -231,8 +258,6 @@ class HTTPConnection:
         if cycle.input == "open":
             if not self.eof:
                 self.transport.resume_reading()
-            if self.awaited == "body" and self.deadline.at == NEVER:
-                self.awaited = "app"  # the 100 has been sent: now the client must go on
             self.read_body(cycle)
         elif self.eof and cycle.input == "delivered":
             cycle.on_disconnect()
@@ -248,14 +273,22 @@ class HTTPConnection:
             return
         self.cycle = None
         if not self.writer.keep_alive or service.draining:
-            self.finish(cycle.input == "open" or self.parser.buffered > 0)
+            # a client that did not ask for the end may be talking still
+            talking = cycle.request.keep_alive or self.parser.buffered > 0
+            self.finish(talking or cycle.input == "open")
             return
         self.discarded = 0
-        self.wait_for("request", service.timeout_keep_alive)
+        self.awaited = "request"
+        self.deadline.set(service.reactor.now + service.timeout_keep_alive)
+        if not transport.reading or self.parser.buffered:
+            self.read_on()
+
+    def read_on(self) -> None:
+        """Read the next request, out of what is here already or of what will come."""
         if not self.eof:
-            transport.resume_reading()
+            self.transport.resume_reading()
         if self.parser.buffered or self.eof:
-            service.reactor.call_soon(self.read_request)
+            self.service.reactor.call_soon(self.read_request)
 
     def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None:
         """The app has returned or raised; without a complete response that has consequences."""
@@ -263,10 +296,13 @@ class HTTPConnection:
         service.cycles -= 1
         if service.on_change is not None:
             service.on_change()
+        if exc is None and cycle.state == "complete":
+            return
         if isinstance(exc, KeyboardInterrupt) and service.on_stop is not None:
             service.on_stop(exc)
         if exc is not None:
-            log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}")
+            hint = cycle.stepper.explain(exc)
+            log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}", hint)
         if cycle.state == "complete" or cycle is not self.cycle:
             return
         if exc is None:
@@ -317,11 +353,9 @@ class HTTPConnection:
             self.transport.write(
                 [plain_answer(status, text, self.service.defaults, head_only, headers)]
             )
-        if self.service.access_log is not None and request.method:
-            asked = f"{request.method} {request.target.decode('latin-1')}"
-            self.service.access_log.write(
-                f'{self.transport.peer_name} - "{asked} HTTP/{request.http_version}" {status}'
-            )
+        if request.method:
+            client = self.transport.peer if cycle is None else cycle.client
+            log_exchange(self.service, Exchange(request, client, status, len(text) + 1))
         if cycle is not None:
             cycle.state = "complete"
         self.finish(True)
@@ -338,11 +372,10 @@ class HTTPConnection:
     def cut(self) -> None:
         """End a response in its middle, so that the client sees that it is not complete."""
         self.cycle = None
-        self.deadline.set(NEVER)
         if self.writer.framing == "until-close":
             self.transport.abort()  # a clean end would look like a complete body
         else:
-            self.transport.close()
+            self.finish(True)
 
     def wait_for(self, awaited: str, timeout: float) -> None:
         """Hold the one deadline, for ``awaited``."""
@@ -357,6 +390,8 @@ class HTTPConnection:
             self.refuse(ProtocolError("the request head did not come in time", 408))
         elif self.awaited == "body":
             self.refuse(ProtocolError("the request body did not come in time", 408))
+        elif self.transport.out:  # the last answer is still being read: not idle yet
+            self.wait_for("request", self.service.timeout_keep_alive)
         else:
             self.transport.close()
 
@@ -383,8 +418,26 @@ class HTTPConnection:
         """Write an access line for each response whose last byte has left, or whose client has."""
         cycles, self.unlogged = self.unlogged, []
         access_log = self.service.access_log
-        left = " (client left)" if self.transport.out else ""
+        if access_log is None:
+            return
+        gone = bool(self.transport.out)
+        left = " (client left)" if gone else ""
         now = self.service.reactor.clock()
         for cycle in cycles:
-            if access_log is not None:
-                access_log.write(cycle.access_line(self.transport.peer_name, now) + left)
+            if access_log.form is None:
+                access_log.write(cycle.access_line(now) + left)
+            else:
+                access_log.write(access_log.form.line(cycle_exchange(cycle, now, gone)))
+
+
+def cycle_exchange(cycle: HTTPCycle, now: float, left: bool) -> Exchange:
+    """Return what an access format is made of."""
+    return Exchange(
+        cycle.request,
+        cycle.client,
+        cycle.status or 499,  # as in access_line
+        cycle.body_sent,
+        now - cycle.started_at,
+        cycle.response_headers,
+        left,
+    )

@@ -85,7 +85,7 @@ def read_handshake(request: Request, *, deflate: bool) -> Handshake:
     if len(keys) != 1:
         raise ProtocolError(f"a WebSocket handshake has one Sec-WebSocket-Key, not {len(keys)}")
     key = keys[0]
-    if len(key) != 24 or key[22:] != b"==" or key[:22].translate(None, BASE64):
+    if key[22:] != b"==" or key[:22].translate(None, BASE64):
         raise ProtocolError(f"Sec-WebSocket-Key {key[:40]!r} is not 16 bytes in base64")
     subprotocols: list[str] = []
     for item in field_items(headers, b"sec-websocket-protocol"):

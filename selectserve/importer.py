@@ -13,6 +13,7 @@ import os
 import sys
 
 from .errors import ConfigError
+from .wsgi import WSGIApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,10 +107,13 @@ def detect_interface(app: Any) -> str:
     return "asgi2"
 
 
-def make_step_app(app: Any, interface: str = "auto") -> StepApp:
+def make_step_app(app: Any, interface: str = "auto", wsgi_workers: int = 10) -> StepApp:
     """Return ``app`` as a callable whose call makes a coroutine, whatever its interface."""
     if interface == "auto":
         interface = detect_interface(app)
+    if interface == "wsgi":
+        wsgi_app: StepApp = WSGIApp(app, wsgi_workers).__call__
+        return wsgi_app
     if interface == "asgi2":
 
         async def call_twice(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,15 +9,20 @@ adds a handler, a filter or a level, they go through logging like everything els
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import sys
+from importlib import import_module
 
-from .errors import Cancelled, ClientDisconnected
+from .errors import Cancelled, ClientDisconnected, ConfigError
+from .reactor import PIPE_BUF, can_write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, TextIO
+    from typing import Any, Callable, TextIO
 
-    from .reactor import Flushable
+    from .access import AccessFormat
+    from .reactor import Reactor, Timer
 
     TextHandler = logging.StreamHandler[TextIO]
 else:
@@ -31,6 +36,8 @@ LEVELS = {
     "debug": logging.DEBUG,
     "trace": 5,
 }
+MAX_KEPT = 262144  # bytes of log lines that wait for a reader
+RETRY_DELAY = 0.25  # seconds until a full stream is tried again
 MAX_COMPLAINTS = 10  # lines a second about what clients do wrong
 LEVEL_COLOURS = {"DEBUG": 36, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
@@ -40,8 +47,71 @@ error_logger = logging.getLogger("selectserve.error")
 access_logger = logging.getLogger("selectserve.access")
 
 
+class Outlet:
+    """A standard stream that nobody waits for: what it does not take now is kept, or dropped.
+
+    A pipe whose reader sleeps, or a terminal that is held with Ctrl-S, would else stop the whole
+    server in a write. A reader that is gone, or a full disk, harms no request either.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.kept = b""
+        self.dropped = 0
+        try:
+            self.fd = stream.fileno()
+            self.may_block = not stat.S_ISREG(os.fstat(self.fd).st_mode)
+        except (OSError, ValueError, AttributeError):  # no file: a StringIO or an IDE's
+            self.fd = -1
+            self.may_block = False
+
+    def write(self, text: str) -> None:
+        """Write whole lines, or keep them for later."""
+        if self.fd < 0:
+            self.stream.write(text)
+            self.stream.flush()
+            return
+        data = text.encode(self.stream.encoding or "utf-8", "backslashreplace")
+        if len(self.kept) > MAX_KEPT:
+            self.dropped += data.count(b"\n")
+        else:
+            self.kept += data
+        self.drain()
+
+    def drain(self) -> None:
+        """Write what is kept, as far as that goes without waiting."""
+        while self.kept:
+            size = len(self.kept)
+            if self.may_block:
+                if not can_write(self.fd):
+                    return
+                # A writable pipe takes PIPE_BUF bytes at least, all or nothing (POSIX).
+                size = (self.kept.rfind(b"\n", 0, PIPE_BUF) + 1) or PIPE_BUF
+            try:
+                self.stream.flush()  # what the app has printed before
+                done = os.write(self.fd, self.kept[:size])
+            except (OSError, ValueError):
+                self.kept = b""  # the reader is gone: no reason to stop serving
+                return
+            self.kept = self.kept[done:]
+            if self.dropped and not self.kept:
+                self.kept = b"%d log lines were lost: nobody read them\n" % self.dropped
+                self.dropped = 0
+
+
 class LogHandler(TextHandler):
-    """Write to a standard stream; a reader that is gone, or a full disk, harms no request."""
+    """Write to a standard stream, through an Outlet."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.outlet = Outlet(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            self.outlet.write(self.format(record) + "\n")
+        except Exception:  # of a format that does not fit its arguments
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line: there is nowhere left to complain."""
@@ -50,7 +120,7 @@ class LogHandler(TextHandler):
 class LevelFormatter(logging.Formatter):
     """``INFO:     message``, as uvicorn writes it, coloured on a terminal."""
 
-    def __init__(self, colour: bool) -> None:
+    def __init__(self, colour: bool = False) -> None:
         super().__init__("%(message)s")
         self.colour = colour
 
@@ -67,15 +137,76 @@ def level_prefix(level: str, colour: bool) -> str:
     return f"{level}:{padding}"
 
 
-def set_up_logging(level: str, use_colors: bool | None) -> None:
-    """Give our loggers a handler each, unless the host program configured them already."""
+def set_up_logging(level: str | None, use_colors: bool | None, access_format: str = "") -> None:
+    """Give our loggers a handler each, unless the host program configured them already.
+
+    ``level`` None keeps the levels that were set; with an ``access_format`` the line is all of it.
+    """
     for logger, stream in ((error_logger, sys.stderr), (access_logger, sys.stdout)):
-        logger.setLevel(LEVELS[level])
+        if level is not None or logger.level == logging.NOTSET:
+            logger.setLevel(LEVELS[level or "info"])
         if not logger.hasHandlers() and stream is not None:
             handler = LogHandler(stream)
-            handler.setFormatter(LevelFormatter(wants_colour(stream, use_colors)))
+            if logger is access_logger and access_format:
+                handler.setFormatter(logging.Formatter("%(message)s"))
+            else:
+                handler.setFormatter(LevelFormatter(wants_colour(stream, use_colors)))
             logger.addHandler(handler)
             logger.propagate = False
+
+
+def load_log_config(given: str | dict[str, Any]) -> None:
+    """Configure logging from a dict, or a .json, .yaml or .ini file; raise ConfigError."""
+    import json
+    import logging.config
+
+    try:
+        if isinstance(given, dict):
+            logging.config.dictConfig(given)
+        elif given.endswith(".json"):
+            with open(given, encoding="utf-8") as stream:
+                logging.config.dictConfig(json.load(stream))
+        elif given.endswith((".yaml", ".yml")):
+            logging.config.dictConfig(read_yaml(given))
+        else:
+            with open(
+                given, encoding="utf-8"
+            ) as stream:  # fileConfig is silent about a missing one
+                logging.config.fileConfig(stream, disable_existing_loggers=False)
+    except ConfigError:
+        raise
+    except Exception as exc:  # whatever the formatters and handlers named there raise
+        where = "" if isinstance(given, dict) else f" {given}"
+        cause = f" ({exc.__cause__})" if exc.__cause__ is not None else ""
+        raise ConfigError(f"--log-config{where}: {exc or type(exc).__name__}{cause}") from None
+
+
+def read_yaml(path: str) -> Any:
+    """Read a YAML file, if PyYAML is there."""
+    try:
+        yaml: Any = import_module("yaml")
+    except ImportError:
+        raise ConfigError(
+            f"--log-config {path}: reading YAML needs the package PyYAML; or write it as JSON"
+        ) from None
+    with open(path, encoding="utf-8") as stream:
+        return yaml.safe_load(stream)
+
+
+def reopen_logs() -> None:
+    """Open the log files of all handlers anew: somebody has moved the old ones away."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):  # a PlaceHolder has none
+            if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+                handler.acquire()
+                try:
+                    handler.stream.close()
+                    handler.stream = handler._open()
+                except OSError as exc:
+                    error_logger.error("cannot open the log file again: %s", exc)
+                finally:
+                    handler.release()
 
 
 def wants_colour(stream: TextIO, use_colors: bool | None) -> bool:
@@ -94,15 +225,21 @@ def printable(text: str) -> str:
 
 
 class AccessLog:
-    """Write access lines; gathered in a turn and written by ``flush`` at its end."""
+    """Write access lines; gathered in a turn and written by ``flush`` at its end.
 
-    def __init__(self, unflushed: list[Flushable]) -> None:
-        self.unflushed = unflushed  # of the reactor
+    ``form`` makes the lines of exchanges; None: the cycles write their own.
+    """
+
+    def __init__(self, reactor: Reactor, form: AccessFormat | None = None) -> None:
+        self.reactor = reactor
+        self.form = form
         self.lines: list[str] = []
+        self.retry: Timer | None = None
         self.handler = access_logger.handlers[0] if access_logger.handlers else None
         formatter = None if self.handler is None else self.handler.formatter
         colour = isinstance(formatter, LevelFormatter) and formatter.colour
-        self.prefix = level_prefix("INFO", colour)
+        plain = isinstance(formatter, LevelFormatter)
+        self.prefix = level_prefix("INFO", colour) if plain else ""
 
     def write(self, line: str) -> None:
         """Log one line."""
@@ -117,7 +254,7 @@ class AccessLog:
             and not access_logger.disabled
         ):
             if not self.lines:
-                self.unflushed.append(self)
+                self.reactor.unflushed.append(self)
             self.lines.append(f"{self.prefix}{line}\n")
         else:
             access_logger.info("%s", line)
@@ -128,10 +265,20 @@ class AccessLog:
         handler = self.handler
         if type(handler) is LogHandler and lines:
             try:
-                handler.stream.write("".join(lines))
-                handler.stream.flush()
+                handler.outlet.write("".join(lines))
             except (OSError, ValueError):
-                pass  # the reader is gone: no reason to stop serving
+                pass  # closed by the host program
+            if handler.outlet.kept and self.retry is None:
+                self.retry = self.reactor.call_later(RETRY_DELAY, self.try_again)
+
+    def try_again(self) -> None:
+        """Write what a full stream did not take."""
+        self.retry = None
+        handler = self.handler
+        if type(handler) is LogHandler:
+            handler.outlet.drain()
+            if handler.outlet.kept:
+                self.retry = self.reactor.call_later(RETRY_DELAY, self.try_again)
 
 
 class Complaints:
@@ -169,11 +316,16 @@ def is_disconnect(exc: BaseException) -> bool:
     return False
 
 
-def log_app_error(exc: BaseException, what: str) -> None:
+def log_app_error(exc: BaseException, what: str, hint: str) -> None:
     """Log what the app raised, once, with its own traceback; a disconnect is no error."""
     if is_disconnect(exc) or isinstance(exc, Cancelled):
         return
     traceback = exc.__traceback__
     if traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next  # the first frame is the stepper's
-    error_logger.error("the app failed: %s", printable(what), exc_info=(type(exc), exc, traceback))
+    error_logger.error(
+        "the app failed: %s%s",
+        printable(what),
+        hint and f" ({hint})",
+        exc_info=(type(exc), exc, traceback),
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import select
 import selectors
 import socket
 import time
@@ -34,6 +35,7 @@ EVENT_READ = selectors.EVENT_READ
 EVENT_WRITE = selectors.EVENT_WRITE
 NEVER = float("inf")
 MAX_PATIENCE = 86400.0  # select() refuses what does not fit a C int of milliseconds
+PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without waiting
 MIN_CANCELLED = 64  # below it, cancelled timers are left to come up by themselves
 
 
@@ -104,8 +106,8 @@ class Deadline:
 class Reactor:
     """Wait for readiness and time, call handlers, and flush; one ``tick`` is one turn.
 
-    ``selector`` and ``clock`` are parts like any other, so that a test can bring its own.
-    ``now`` is the clock's reading at the start of the turn, in seconds.
+    ``selector``, ``clock`` and the wakeup pair are parts like any other, so that a test can
+    bring its own. ``now`` is the clock's reading at the start of the turn, in seconds.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Reactor:
         selector: selectors.BaseSelector | None = None,
         clock: Callable[[], float] = time.monotonic,
         trace: Tracer | None = None,
+        wakeup_pair: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
         self.selector = selectors.DefaultSelector() if selector is None else selector
         self.clock = clock
@@ -127,7 +130,7 @@ class Reactor:
         self.on_fault: Callable[[Exception], object] | None = None  # a bug of ours, to be told
         self.trace: Tracer | None = trace
         self.threads: Any = None  # the pool of run_in_thread, once somebody needs it
-        self.wakeup_receiver, self.wakeup_sender = socket.socketpair()
+        self.wakeup_receiver, self.wakeup_sender = wakeup_pair or socket.socketpair()
         self.wakeup_receiver.setblocking(False)
         self.wakeup_sender.setblocking(False)
         self.selector.register(self.wakeup_receiver, EVENT_READ, self.on_wakeup)
@@ -270,3 +273,11 @@ class Reactor:
         self.ready.clear()
         self.timers.clear()
         self.unflushed.clear()
+
+
+def can_write(fd: int) -> bool:
+    """Tell whether one write to ``fd`` goes on at once, or fails at once."""
+    try:
+        return bool(select.select([], [fd], [], 0)[1])
+    except (OSError, ValueError):
+        return True  # Windows knows this only for sockets; a closed one fails by itself

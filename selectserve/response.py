@@ -5,7 +5,7 @@ bytes they return to the transport. The head is held back until the first body m
 a whole answer leaves with its length and in one piece. Everything is validated before anything
 is written: a name that is no token, or CR, LF or NUL in a value, never reaches the wire.
 
-    idle -> waiting (begin) -> held (start) -> length | chunked | until-close | bodiless -> complete
+    idle > waiting (begin) > held (start) > length | chunked | until-close | bodiless > complete
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     ]
 
 STATUS_LINES = {
-    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in HTTPStatus
+    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode()
+    for status in HTTPStatus
+    if status >= 200
 }
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Fields of the app's that the writer has to know of: framing, persistence, and our defaults.
@@ -75,16 +77,10 @@ class ResponseLines(dict["tuple[bytes, ...]", bytes]):
             self[pair] = line
         return line
 
-    def encode(
-        self, headers: Iterable[Iterable[bytes]]
-    ) -> tuple[bytes, Sequence[tuple[bytes, bytes]]]:
-        """Return the joined header lines, and the pairs about framing, lower-cased."""
-        if len(self) > MAX_CACHED_LINES:
-            self.clear()
-            self.special.clear()
-        pairs = list(map(tuple, headers))
-        lines = b"".join(map(self.__getitem__, pairs))
-        return lines, list(filter(None, map(self.special.get, pairs)))
+    def make_room(self) -> None:
+        """Forget all when full: simpler than an order of use, and as good for real apps."""
+        self.clear()
+        self.special.clear()
 
 
 def check_pair(pair: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -99,6 +95,14 @@ def check_pair(pair: Sequence[bytes]) -> tuple[bytes, bytes]:
     if b"\n" in value or b"\r" in value or b"\0" in value:
         raise ValueError(f"header {name!r} has CR, LF or NUL in its value {value[:80]!r}")
     return name, value
+
+
+def without_length(lines: bytes) -> bytes:
+    """Drop the Content-Length from header lines: a 204 has none (RFC 9110 §8.6)."""
+    kept = [
+        line for line in lines.split(b"\r\n") if not line.lower().startswith(b"content-length:")
+    ]
+    return b"\r\n".join(kept)
 
 
 def check_status(status: object) -> int:
@@ -118,6 +122,7 @@ class ResponseWriter:
     """
 
     __slots__ = (
+        "accepts_trailers",
         "declared",
         "defaults",
         "fault",
@@ -129,6 +134,7 @@ class ResponseWriter:
         "left",
         "lines",
         "status",
+        "trailer_lines",
         "trailers",
     )
 
@@ -144,6 +150,8 @@ class ResponseWriter:
         self.left = 0
         self.status = 0
         self.trailers = False
+        self.accepts_trailers = False
+        self.trailer_lines = b""
         self.fault = ""
 
     def __repr__(self) -> str:
@@ -155,54 +163,69 @@ class ResponseWriter:
         self.head_only = method == "HEAD"
         self.http_version = http_version
         self.keep_alive = keep_alive
-        self.status = 0
 
     def start(
-        self, status: int, headers: Iterable[Iterable[bytes]], trailers: bool = False
+        self,
+        status: int,
+        headers: Iterable[Iterable[bytes]],
+        trailers: bool = False,
+        accepts_trailers: bool = False,
     ) -> None:
-        """Take status and headers and hold them; raise TypeError or ValueError, all unwritten."""
+        """Take status and headers and hold them; raise TypeError or ValueError, all unwritten.
+
+        ``trailers`` are promised by the app, and sent if the client accepts them (TE: trailers).
+        """
         status_line = STATUS_LINES.get(status)
-        if status_line is None or status < 200:
+        if status_line is None:
             status_line = b"HTTP/1.1 %d \r\n" % check_status(status)
-        lines, special = self.lines.encode(headers)
+        table = self.lines
+        pairs = list(map(tuple, headers))
+        lines = status_line + b"".join(map(table.__getitem__, pairs))
         self.declared = None
-        if special:
-            self.head = status_line + self.apply_special(status, lines, special)
-        else:
-            self.head = status_line + lines + self.defaults.server + self.defaults.date
-        self.status = int(status)
         self.trailers = trailers and self.http_version == "1.1"
+        self.accepts_trailers = accepts_trailers
+        special = list(filter(None, map(table.special.get, pairs)))
+        if special:
+            lines = self.apply_special(status, lines, special)
+        else:
+            lines += self.defaults.server + self.defaults.date
+        if len(table) > MAX_CACHED_LINES:
+            table.make_room()
+        self.head = lines
+        self.status = status
         self.fault = ""
         self.framing = "held"
 
     def apply_special(
         self, status: int, lines: bytes, special: Sequence[tuple[bytes, bytes]]
     ) -> bytes:
-        """Heed the app's own framing fields; return its lines with the defaults it left out."""
-        names = set()
+        """Heed the app's own fields about framing; return its lines with the defaults it left."""
+        server, date = self.defaults.server, self.defaults.date
         for name, value in special:
             if name == b"content-length":
-                if name in names:
+                if self.declared is not None:
                     raise ValueError("more than one content-length header")
                 self.declared = int(value)
+            elif name == b"server":
+                server = b""
+            elif name == b"date":
+                date = b""
+            elif name == b"trailer" and self.trailers and self.accepts_trailers:
+                lines += b"trailer: " + value + b"\r\n"
             elif name == b"connection" and b"close" in value.lower().replace(b" ", b"").split(b","):
                 self.keep_alive = False
-            names.add(name)
-        if status == 204 and self.declared is not None:  # RFC 9110 §8.6: MUST NOT
-            lines = b"".join(
-                line + b"\r\n"
-                for line in lines.split(b"\r\n")
-                if line and not line.lower().startswith(b"content-length:")
-            )
-        if b"server" not in names:
-            lines += self.defaults.server
-        if b"date" not in names:
-            lines += self.defaults.date
-        return lines
+        if status == 204 and self.declared is not None:
+            lines = without_length(lines)
+        return lines + server + date
 
     def send(self, data: bytes, more: bool) -> list[bytes]:
         """Frame a piece of the body; return what is to be written, the head first."""
-        out = [self.take_head(len(data), more)] if self.framing == "held" else []
+        out: list[bytes] = []
+        if self.framing == "held":
+            head, whole = self.take_head(len(data), more)
+            if whole:
+                return [head, data]
+            out.append(head)
         framing = self.framing
         if framing == "length":
             self.left -= len(data)
@@ -210,10 +233,10 @@ class ResponseWriter:
                 data = data[: self.left]
                 self.left = 0
                 self.fault = "the app sent more body than its content-length says"
-                self.keep_alive = more = False
+                self.keep_alive = more = self.trailers = False
             elif not more and self.left:
                 self.fault = f"the app sent {self.left} bytes less than its content-length says"
-                self.keep_alive = False
+                self.keep_alive = self.trailers = False
             if data:
                 out.append(data)
         elif framing == "chunked":
@@ -229,34 +252,41 @@ class ResponseWriter:
 
     def send_trailers(self, headers: Iterable[Iterable[bytes]], more: bool) -> list[bytes]:
         """End a response that promised trailers; they are sent where the framing has a place."""
-        pairs = [check_pair(tuple(pair)) for pair in headers]
-        for name, _ in pairs:
+        for pair in headers:
+            name, value = check_pair(tuple(pair))
             if name.lower() in FORBIDDEN_TRAILERS:
                 raise ValueError(f"{name!r} must not be sent as a trailer (RFC 9110 §6.5.1)")
-        out = [self.take_head(0, True)] if self.framing == "held" else []
-        if self.framing == "chunked":
-            out += [name + b": " + value + b"\r\n" for name, value in pairs]
-        return out
+            if self.accepts_trailers:
+                self.trailer_lines += name + b": " + value + b"\r\n"
+        if more:
+            return []
+        framing, self.framing = self.framing, "complete"
+        lines, self.trailer_lines = self.trailer_lines, b""
+        return [b"0\r\n" + lines + b"\r\n"] if framing == "chunked" else []
 
-    def take_head(self, size: int, more: bool) -> bytes:
-        """Choose the framing (RFC 9112 §6.3) and return the head; ``size`` is the first piece's."""
+    def take_head(self, size: int, more: bool) -> tuple[bytes, bool]:
+        """Choose the framing (RFC 9112 §6.3); return the head, and whether this is the whole."""
         head, self.head = self.head, b""
         status = self.status
-        more = more or self.trailers
+        declared = self.declared
+        whole = False
+        if self.trailers:
+            more = True
         if self.head_only or status == 204 or status == 304:
             self.framing = "bodiless"
-            if self.head_only and self.declared is None and status not in (204, 304):
+            if self.head_only and declared is None and status not in (204, 304):
                 # the same head as for GET, but nothing invented from a body left out
                 if more and self.http_version == "1.1":
                     head += b"transfer-encoding: chunked\r\n"
                 elif size and not more:
                     head += b"content-length: %d\r\n" % size
-        elif self.declared is not None:
-            self.framing = "length"
-            self.left = self.declared
+        elif declared is not None:
+            whole = declared == size and not more
+            self.framing = "complete" if whole else "length"
+            self.left = declared
         elif not more:
-            self.framing = "length"
-            self.left = size
+            whole = True
+            self.framing = "complete"
             head += b"content-length: %d\r\n" % size
         elif self.http_version == "1.1":
             self.framing = "chunked"
@@ -265,10 +295,10 @@ class ResponseWriter:
             self.framing = "until-close"
             self.keep_alive = False
         if not self.keep_alive:
-            return head + b"connection: close\r\n\r\n"
+            return head + b"connection: close\r\n\r\n", whole
         if self.http_version == "1.0":
-            return head + b"connection: keep-alive\r\n\r\n"
-        return head + b"\r\n"
+            return head + b"connection: keep-alive\r\n\r\n", whole
+        return head + b"\r\n", whole
 
 
 def plain_answer(

@@ -16,28 +16,44 @@ import sys
 import time
 from contextvars import copy_context
 
+from .access import AccessFormat, RequestIds
+from .aio import load_and_choose
+from .arrival import Entrance
 from .asgi import Lifespan
+from .certificates import make_certificates
 from .config import Config
-from .connection import HTTPConnection
 from .errors import ConfigError
+from .forwarded import ForwardedRules, TrustedPeers
 from .grammar import Limits
 from .importer import load_app, make_step_app, own_traceback
-from .listener import Listener, describe_address, open_fd, open_tcp, open_unix
-from .logs import AccessLog, error_logger, set_up_logging, wants_colour
+from .listener import Listener
+from .logs import (
+    AccessLog,
+    error_logger,
+    load_log_config,
+    reopen_logs,
+    set_up_logging,
+    wants_colour,
+)
 from .reactor import Reactor
 from .service import Service
-from .task import NativeStepper, current_stepper, release
+from .sockets import SocketFile, check_places, describe_address, open_sockets, unix_name
+from .sources import load_env_file
+from .systemd import Notifier
+from .task import current_stepper, release
 from .trace import Tracer
-from .transport import Transport
 from .welcome import welcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Callable
 
     from .task import Cancels, Stepper, Waits
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
+RELOAD_SIGNALS = ("SIGHUP",)
+REOPEN_SIGNALS = ("SIGUSR1",)
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 SOFT_PART = 0.5  # of the drain: then long streams are told to end
@@ -53,10 +69,19 @@ def http_date(timestamp: float) -> bytes:
     ).encode()
 
 
+def has_terminal() -> bool:
+    """Tell whether the process was started by somebody at a terminal, who is still there."""
+    try:
+        return sys.stdin is not None and os.isatty(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return False
+
+
 class Server:
     """Serve ``config.app`` until told to stop; ``run`` returns the exit code.
 
-    ``clock`` and ``wall_clock`` are parts, so that a test can bring its own reactor and time.
+    ``reactor``, ``sockets`` (bound, to be listened on instead of what the options say) and
+    ``wall_clock`` are parts, so that a parent or a test can bring its own.
     """
 
     def __init__(
@@ -64,8 +89,10 @@ class Server:
         config: Config,
         reactor: Reactor | None = None,
         wall_clock: Callable[[], float] = time.time,
+        sockets: Sequence[socket.socket] = (),
     ) -> None:
         self.config = config
+        self.sockets = sockets
         self.wall_clock = wall_clock
         self.reactor = Reactor() if reactor is None else reactor
         self.reactor.on_fault = self.on_fault
@@ -76,21 +103,35 @@ class Server:
                 colour=wants_colour(sys.stderr, config.use_colors),
             )
         app = welcome if config.app is None else config.app
-        self.app = load_app(app, config.app_dir, config.factory)
-        self.stepper: Stepper = NativeStepper(self.reactor)
+        self.stepper: Stepper
+        self.app, self.stepper = load_and_choose(
+            lambda: load_app(app, config.app_dir, config.factory),
+            self.reactor,
+            config.loop,
+            self.stop,
+            self.on_asyncio,
+        )
         self.service = self.make_service()
+        self.entrance = self.make_entrance()
+        form = config.access_log_format
+        self.access_format = AccessFormat(form, wall_clock) if form else None
+        self.service.request_ids = RequestIds() if config.request_id else None
+        self.notifier = Notifier(os.environ, self.reactor)
         self.lifespan = Lifespan(self.stepper, config.lifespan)
         self.lifespan_task: Cancels | None = None
         self.listeners: list[Listener] = []
-        self.accepted = 0
+        self.socket_files: list[SocketFile] = []
         self.stops = 0  # how many times the server was told to stop
         self.waiter: Waits | None = None  # of main, while it waits for a change
         self.urls: list[str] = []
+        self.had_terminal = has_terminal()
 
     def make_service(self) -> Service:
         """Make what the connections share out of the options."""
         config = self.config
-        service = Service(make_step_app(self.app, config.interface), self.stepper)
+        service = Service(
+            make_step_app(self.app, config.interface, config.wsgi_workers), self.stepper
+        )
         service.root_path = config.root_path.rstrip("/")
         service.limits = Limits(
             config.limit_request_line,
@@ -115,9 +156,24 @@ class Server:
         service.defaults.server = b"".join(lines)
         if config.date_header and "date" not in own:
             service.tell_date = self.tell_date
-        service.on_change = self.wake
         service.on_limit = service.on_stop = self.stop
         return service
+
+    def make_entrance(self) -> Entrance:
+        """Make what leads the clients in: certificates are loaded here, or complained about."""
+        config = self.config
+        trusted = TrustedPeers(config.forwarded_allow_ips)
+        if config.proxy_headers or config.strip_untrusted_forwarded:
+            self.service.proxies = ForwardedRules(
+                trusted, config.proxy_headers, config.strip_untrusted_forwarded
+            )
+        return Entrance(
+            self.service,
+            make_certificates(config),
+            trusted if config.proxy_protocol else None,
+            config.timeout_handshake,
+            config.timeout_write,
+        )
 
     def run(self) -> int:
         """Serve until stopped; return the exit code. Blocks; installs signal handlers."""
@@ -150,31 +206,29 @@ class Server:
         return 0 if started and ended else 3
 
     def bind(self) -> None:
-        """Open the listening socket, so that nobody else can; it does not listen yet."""
-        config = self.config
-        if config.fd >= 0:
-            sock = open_fd(config.fd)
-        elif config.uds:
-            sock = open_unix(config.uds)
-        else:
-            sock = open_tcp(config.host, config.port)
-        self.listeners.append(Listener(self.reactor, sock, self.accept, config.backlog))
+        """Open the listening sockets, so that nobody else can; they do not listen yet."""
+        sockets = self.sockets
+        if not sockets:
+            sockets, self.socket_files = open_sockets(self.config)
+        backlog = self.config.backlog
+        self.listeners += [Listener(self.reactor, sock, self.accept, backlog) for sock in sockets]
 
     def listen(self) -> None:
         """Listen, and say where."""
-        self.service.access_log = (
-            AccessLog(self.reactor.unflushed) if self.config.access_log else None
-        )
+        if self.config.access_log:
+            self.service.access_log = AccessLog(self.reactor, self.access_format)
+        scheme = "http" if self.entrance.certificates is None else "https"
         for listener in self.listeners:
             listener.start()
             address = describe_address(listener.sock)
-            self.urls.append(address if address.startswith("unix:") else f"http://{address}")
+            self.urls.append(address if address.startswith("unix:") else f"{scheme}://{address}")
         error_logger.info(
             "selectserve running on %s (%s, process %d, Ctrl-C to stop)",
             ", ".join(self.urls),
             self.stepper.name,
             os.getpid(),
         )
+        self.notifier.tell_ready(f"serving on {', '.join(self.urls)}")
 
     def accept(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Begin a connection."""
@@ -186,27 +240,25 @@ class Server:
                 peer, local = (address[0], address[1]), (name[0], name[1])
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             else:
-                local = (os.fsdecode(name), None)
+                local = (unix_name(name), None)
         except OSError:  # the client has left already
             sock.close()
             return
-        self.accepted += 1
-        transport = Transport(
-            self.reactor, sock, self.accepted, peer, local, self.config.timeout_write
-        )
-        if transport.trace:
-            transport.trace("accept", transport, f"from {address} on {describe_address(sock)}")
-        transport.start(HTTPConnection(self.service, transport))
+        self.entrance.admit(sock, peer, local)
 
     async def drain(self) -> None:
         """Stop accepting, let requests end, tell the long ones, cancel the rest."""
+        self.notifier.tell_stopping()
         service = self.service
         began = self.reactor.clock()
         timeout = self.config.timeout_graceful_shutdown
         for listener in self.listeners:
             listener.close()
-        self.unlink_socket()
+        for file in self.socket_files:
+            file.remove()
+        self.entrance.close()
         service.draining = True
+        service.on_change = self.wake
         for connection in list(service.connections):
             connection.close_if_idle()
         error_logger.info("shutting down: listeners closed, %d requests to finish", service.cycles)
@@ -245,7 +297,8 @@ class Server:
         lifespan.put({"type": "lifespan.startup"})
         self.lifespan_task = self.stepper.spawn(coro, lifespan.on_done, context)
         in_time = await self.lifespan_leaves("starting", 1)
-        self.service.context = context.copy()
+        seen = context if lifespan.context is None else lifespan.context
+        self.service.context = seen.copy()
         if lifespan.has_failed or not in_time:
             self.report_lifespan("startup", in_time)
             return False
@@ -274,11 +327,18 @@ class Server:
         until = self.reactor.clock() + self.config.timeout_lifespan
         while self.lifespan.status == status:
             if self.stops > stops or self.reactor.clock() >= until:
-                if self.lifespan_task is not None:
-                    self.lifespan_task.cancel()
+                await self.cancel_lifespan(status)
                 return False
             await self.change(until)
         return True
+
+    async def cancel_lifespan(self, status: str) -> None:
+        """Cancel the lifespan, and give its finally blocks a moment."""
+        if self.lifespan_task is not None:
+            self.lifespan_task.cancel()
+        until = self.reactor.clock() + CLEAN_UP_TIME
+        while self.lifespan.status == status and self.reactor.clock() < until:
+            await self.change(until)
 
     def report_lifespan(self, phase: str, in_time: bool) -> None:
         """Say why startup or shutdown did not succeed."""
@@ -334,7 +394,12 @@ class Server:
             )
         except ValueError:
             return lambda: None
-        numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+        names = (*STOP_SIGNALS, *RELOAD_SIGNALS, *REOPEN_SIGNALS)
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        for name in RELOAD_SIGNALS:  # under nohup a hang-up is to mean nothing at all
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+                numbers.remove(number)
         # The handler does nothing: the byte in the pair does, on the reactor's own turn.
         previous = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
         self.reactor.on_signal = self.on_signal
@@ -348,8 +413,26 @@ class Server:
 
     def on_signal(self, number: int) -> None:
         """Act on a signal, between two handlers."""
-        if any(getattr(signal, name, None) == number for name in STOP_SIGNALS):
+        name = signal.Signals(number).name
+        if name in STOP_SIGNALS or (name in RELOAD_SIGNALS and self.lost_terminal()):
             self.stop()
+        elif name in RELOAD_SIGNALS:
+            self.reload()
+        elif name in REOPEN_SIGNALS:
+            reopen_logs()
+
+    def lost_terminal(self) -> bool:
+        """Tell whether a hang-up is one: the terminal that we were started on has been closed."""
+        return self.had_terminal and not has_terminal()
+
+    def reload(self) -> None:
+        """Look at the certificates again, and open the log files anew."""
+        self.notifier.tell_reloading()
+        reopen_logs()
+        if self.entrance.certificates is not None:
+            self.entrance.certificates.renew(force=True)
+        error_logger.info("reloaded: log files and certificates")
+        self.notifier.tell_ready(f"serving on {', '.join(self.urls)}")
 
     # -- odds and ends -------------------------------------------------------------------------
 
@@ -359,22 +442,22 @@ class Server:
         self.service.defaults.date = b"date: " + http_date(now) + b"\r\n"
         return 1.0 - now % 1.0
 
+    def on_asyncio(self, stepper: Stepper) -> None:
+        """The app has imported asyncio after all: new requests are stepped by it."""
+        self.service.stepper = stepper
+        self.service.context.run(current_stepper.set, stepper)
+
     def on_fault(self, exc: Exception) -> None:
         """Tell a bug of ours, loudly; the connection it happened on is closed already."""
         error_logger.critical("selectserve has a bug, please report it", exc_info=exc)
-
-    def unlink_socket(self) -> None:
-        """Remove the socket file that bind made."""
-        if self.config.uds and self.config.fd < 0 and not self.config.uds.startswith("@"):
-            try:
-                os.unlink(self.config.uds)
-            except OSError:
-                pass  # somebody else did
 
     def close(self) -> None:
         """Release everything that is left."""
         for listener in self.listeners:
             listener.close()
+        for file in self.socket_files:
+            file.remove()
+        self.entrance.close()
         for connection in list(self.service.connections):
             connection.transport.abort()
         self.reactor.close()
@@ -393,10 +476,37 @@ def run(app: Any = None, **options: Any) -> None:
 
 def serve(config: Config) -> int:
     """Serve with ``config``; return the exit code. What the app raises on import is shown."""
-    set_up_logging(config.log_level, config.use_colors)
+    prepared = prepare(config)
+    return prepared.run() if isinstance(prepared, Server) else prepared
+
+
+def check(config: Config) -> int:
+    """Do all that serve does before it listens; return the exit code it would end with."""
+    prepared = prepare(config)
+    if not isinstance(prepared, Server):
+        return prepared
+    prepared.close()
     try:
-        server = Server(config)
+        check_places(config)
     except ConfigError as exc:
+        error_logger.error("%s", exc)
+        return exc.exit_code
+    error_logger.info("the configuration is good, and the app can be imported")
+    return 0
+
+
+def prepare(config: Config) -> Server | int:
+    """Set logging up and load the app: a server that is ready to run, or the exit code."""
+    chosen = config.log_level if "log_level" in config.values or not config.log_config else None
+    try:
+        if config.env_file:
+            load_env_file(config.env_file, os.environ)
+        if config.log_config:
+            load_log_config(config.log_config)
+        set_up_logging(chosen, config.use_colors, config.access_log_format)
+        return Server(config)
+    except ConfigError as exc:
+        set_up_logging(config.log_level, config.use_colors)  # if it was that which failed
         error_logger.error("%s", exc)
         return exc.exit_code
     except Exception as exc:
@@ -406,4 +516,3 @@ def serve(config: Config) -> int:
             exc_info=(type(exc), exc, own_traceback(exc)),
         )
         return 1
-    return server.run()

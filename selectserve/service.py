@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextvars import Context, copy_context
 
+from .forwarded import ForwardedRules
 from .grammar import FieldLines, Limits
 from .logs import AccessLog, Complaints
 from .response import DefaultLines, ResponseLines
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any, Callable, Protocol
 
+    from .access import RequestIds
     from .asgi import Receive, Scope, Send
     from .task import Stepper
     from .transport import Transport
@@ -45,6 +47,8 @@ class Service:
         self.state: dict[str, Any] | None = None  # of the lifespan
         self.limits = Limits()
         self.fields = FieldLines()
+        self.proxies: ForwardedRules | None = None
+        self.request_ids: RequestIds | None = None
         self.lines = ResponseLines()
         self.defaults = DefaultLines()
         self.tell_date: Callable[[], float] | None = None  # renews the Date, returns its seconds

@@ -51,8 +51,10 @@ if TYPE_CHECKING:
         ) -> Cancels: ...
         def run(self, main: Coroutine[Any, Any, Result]) -> Result: ...
         def cancel_all(self, spare: Cancels | None) -> None: ...
+        def explain(self, exc: BaseException) -> str: ...
 
 
+NO_LOOP_ERRORS = ("NoEventLoopError", "AsyncLibraryNotFoundError")  # of anyio and sniffio
 MAX_THREADS = 40  # of run_in_thread, as many as anyio allows
 # Who steps the tasks of this context; set once by the server, copied into each request's context.
 current_stepper: ContextVar[Stepper] = ContextVar("selectserve_stepper")
@@ -75,8 +77,9 @@ class Waiter:
         """End the wait: its task is stepped in the next round of the ready queue."""
         if not self.released:
             self.released = True
-            if self.task is not None:
-                self.task.wake()
+            task = self.task
+            if task is not None and task.waiter is self:  # else it was cancelled out of this wait
+                task.wake()
 
     def __await__(self) -> Generator[Waiter, None, None]:
         if not self.released:
@@ -112,7 +115,7 @@ class Task:
         self.waiter = None
         error, self.error = self.error, None
         stepper = self.stepper
-        stepper.stepping = self
+        stepper.stepping = True
         try:
             if error is None:
                 trap = self.context.run(self.coro.send, None)
@@ -125,7 +128,7 @@ class Task:
         else:
             self.park(trap)
         finally:
-            stepper.stepping = None
+            stepper.stepping = False
 
     def park(self, trap: object) -> None:
         """Wait for what the coroutine yielded."""
@@ -160,7 +163,24 @@ class Task:
         """The coroutine has ended: tell who wants to know."""
         self.state = "done"
         self.stepper.tasks.discard(self)
-        self.on_done(exc)
+        on_done, self.on_done = self.on_done, ignore_end
+        on_done(exc)
+
+
+class FinishedTask:
+    """What ``spawn`` returns of a task that has ended already."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        """There is nothing left to cancel."""
+
+
+FINISHED = FinishedTask()
+
+
+def ignore_end(_exc: BaseException | None) -> None:
+    """Stand in for ``on_done`` once it was called: a task must not keep its request alive."""
 
 
 def explain_trap(trap: object) -> str:
@@ -186,22 +206,34 @@ class NativeStepper:
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
-        self.stepping: Task | None = None
+        self.stepping = False  # a task is being stepped
         self.tasks: set[Task] = set()
 
     def waiter(self) -> Waiter:
         """Make the wait of one call."""
         return Waiter()
 
-    def spawn(self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context) -> Task:
+    def spawn(self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context) -> Cancels:
         """Start a task; its first step runs at once, unless another task is being stepped."""
-        task = Task(self, coro, on_done, context)
-        if self.stepping is None:
-            task.step()
-            if task.state == "done":
-                return task
-        else:
+        if self.stepping:
+            task = Task(self, coro, on_done, context)
             self.reactor.call_soon(task.step)
+        else:
+            # Most requests end in their first step: those never become a Task.
+            self.stepping = True
+            try:
+                trap = context.run(coro.send, None)
+            except StopIteration:
+                self.stepping = False
+                on_done(None)
+                return FINISHED
+            except BaseException as exc:
+                self.stepping = False
+                on_done(exc)
+                return FINISHED
+            self.stepping = False
+            task = Task(self, coro, on_done, context)
+            task.park(trap)
         self.tasks.add(task)
         return task
 
@@ -234,6 +266,15 @@ class NativeStepper:
         for task in list(self.tasks):
             if task is not spare:
                 task.cancel()
+
+    def explain(self, exc: BaseException) -> str:
+        """Say what to do when the app missed the event loop that it does not have here."""
+        cause: BaseException | None = exc
+        while cause is not None:
+            if type(cause).__name__ in NO_LOOP_ERRORS or "no running event loop" in str(cause):
+                return "this app is stepped without asyncio: start with --loop asyncio"
+            cause = cause.__cause__ or cause.__context__
+        return ""
 
     def finalize(self, generator: Any) -> None:
         """Close an async generator that the app dropped half-way: its finally may await."""

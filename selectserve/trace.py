@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOMENTS = {
     "accept": "a client connected; the transport begins its life",
+    "secure": "the TLS handshake is complete",
     "ready": "the selector says that the descriptor can be read or written",
     "read": "bytes were received",
     "eof": "the client will send nothing more",

@@ -122,18 +122,18 @@ class Transport:
     # -- what the reactor calls ----------------------------------------------------------------
 
     def on_ready(self, ready: int) -> None:
-        """Read or write what can be without waiting."""
-        try:
-            if ready & EVENT_READ:
-                self.read()
-            if ready & EVENT_WRITE and self.blocked:
+        """Read or write what can be without waiting: the handler while both may happen."""
+        if ready & EVENT_READ:
+            self.read(ready)
+        if ready & EVENT_WRITE and self.blocked:
+            try:
                 self.write_on()
-        except Exception:  # a bug: told by the reactor; this connection must not meet it twice
-            self.lost(None)
-            raise
+            except Exception:  # a bug, as below
+                self.lost(None)
+                raise
 
-    def read(self) -> None:
-        """Receive once; the reactor comes back if there is more."""
+    def read(self, _ready: int) -> None:
+        """Receive once, the reactor comes back if there is more: the handler for reading only."""
         try:
             data = self.sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -143,10 +143,14 @@ class Transport:
             return
         if self.trace:
             self.trace("read" if data else "eof", self, f"{len(data)} bytes")
-        if self.state == "lingering":
-            self.discard(data)
-        else:
-            self.received(data)
+        try:
+            if self.state == "lingering":
+                self.discard(data)
+            else:
+                self.received(data)
+        except Exception:  # a bug: told by the reactor; this connection must not meet it twice
+            self.lost(None)
+            raise
 
     def received(self, data: bytes) -> None:
         """Hand ``data`` to the protocol; b"" is the end of the stream."""
@@ -159,7 +163,12 @@ class Transport:
 
     def flush(self) -> None:
         """Send what was gathered in this turn; ask for EVENT_WRITE only if it did not all go."""
-        if self.out and not self.blocked:
+        if self.blocked:
+            return
+        out = self.out
+        if len(out) == 2 and self.out_size <= JOIN_LIMIT:  # a head and a body: most answers
+            out[:] = (b"".join(out),)
+        if out:
             self.transmit()
 
     def write_on(self) -> None:
@@ -254,7 +263,7 @@ class Transport:
         """Send as much as the socket takes: the one place that sends."""
         out = self.out
         try:
-            sent = self.send_pieces(out)
+            sent = self.sock.send(out[0]) if len(out) == 1 else self.send_pieces(out)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as exc:
@@ -266,14 +275,13 @@ class Transport:
         if sent == self.out_size:
             out.clear()
             self.out_size = 0
-            self.on_all_sent()
+            if self.blocked or self.on_flushed is not None or self.state != "open":
+                self.on_all_sent()
         else:
             self.keep(sent)
 
     def send_pieces(self, pieces: list[Piece]) -> int:
         """Send the first pieces in one system call; return how many bytes went."""
-        if len(pieces) == 1:
-            return self.sock.send(pieces[0])
         if self.out_size <= JOIN_LIMIT or not HAVE_SENDMSG:
             return self.sock.send(b"".join(pieces))
         return self.sock.sendmsg(pieces[:MAX_PIECES])
@@ -355,12 +363,13 @@ class Transport:
         wanted = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.blocked else 0)
         if wanted == self.interest:
             return
+        handler = self.read if wanted == EVENT_READ else self.on_ready
         if not self.interest:
-            self.reactor.register(self.sock, wanted, self.on_ready)
+            self.reactor.register(self.sock, wanted, handler)
         elif not wanted:
             self.reactor.unregister(self.sock)
         else:
-            self.reactor.modify(self.sock, wanted, self.on_ready)
+            self.reactor.modify(self.sock, wanted, handler)
         self.interest = wanted
 
     def lost(self, exc: Exception | None) -> None:
@@ -373,6 +382,7 @@ class Transport:
         if self.interest:
             self.interest = 0
             self.reactor.unregister(self.sock)
+        self.blocked = False  # the rest of this turn must not touch the socket
         self.sock.close()
         self.out.clear()
         self.out_size = 0

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 
-from .asgi import request_scope
+from .access import Exchange
+from .asgi import client_name, request_scope
 from .errors import Cancelled
 from .handshake import accept_head, read_handshake
 from .http1 import NEED_DATA
@@ -19,7 +20,6 @@ from .logs import log_app_error
 from .reactor import NEVER, Deadline
 from .response import ResponseWriter, plain_answer
 from .session import WebSocketSession
-
 from .websocket import Binary, Close, Text, WebSocket
 
 TYPE_CHECKING = False
@@ -41,6 +41,7 @@ class WebSocketConnection:
 
     __slots__ = (
         "awaited",
+        "client",
         "deadline",
         "early",
         "handshake",
@@ -62,12 +63,17 @@ class WebSocketConnection:
         self.writer: ResponseWriter | None = None  # of an answer instead of a 101
         self.awaited = "app"  # -> data | pong | close: what the deadline is for
         self.deadline = Deadline(service.reactor, self.on_deadline)
+        if service.request_ids is not None:
+            service.request_ids.give(request)
         scope = request_scope(request, transport, service.root_path, service.state)
         scope["type"] = "websocket"
         scope["scheme"] = "wss" if transport.secure else "ws"
         del scope["method"]
         scope["subprotocols"] = self.handshake.subprotocols
         scope["extensions"]["websocket.http.response"] = {}
+        if service.fields.forwarded and service.proxies is not None:
+            service.proxies.apply(scope)
+        self.client = scope["client"]
         self.session = WebSocketSession(self, service.stepper, request, scope)
 
     def __repr__(self) -> str:
@@ -263,7 +269,8 @@ class WebSocketConnection:
         if service.on_change is not None:
             service.on_change()
         if exc is not None:
-            log_app_error(exc, f"WebSocket {session.scope['path']}")
+            hint = session.stepper.explain(exc)
+            log_app_error(exc, f"WebSocket {session.scope['path']}", hint)
         if session.state == "open":
             failed = exc is not None and not isinstance(exc, Cancelled)
             self.close_with(1012 if service.draining else 1011 if failed else 1000)
@@ -316,8 +323,11 @@ class WebSocketConnection:
 
     def log(self, status: int) -> None:
         """Write the access line of the handshake."""
-        if self.service.access_log is not None:
-            target = self.session.request.target.decode("latin-1")
-            self.service.access_log.write(
-                f'{self.transport.peer_name} - "WebSocket {target}" {status}'
-            )
+        access_log, request = self.service.access_log, self.session.request
+        if access_log is None:
+            return
+        if access_log.form is not None:
+            access_log.write(access_log.form.line(Exchange(request, self.client, status)))
+            return
+        target = request.target.decode("latin-1")
+        access_log.write(f'{client_name(self.client)} - "WebSocket {target}" {status}')

@@ -8,8 +8,8 @@ method that reads next:
     read_frame > read_payload > read_frame …   and after the Close event read_nothing
 
 and its lifecycle the table WEBSOCKET_LIFECYCLE. It promises the same events for every split of
-the bytes, one Close at the end, no exception for anything a peer can send, and a bound on all
-that it holds.
+the bytes (only which fault of a broken compressed message is seen first may differ), one Close at
+the end, no exception for anything a peer can send, and a bound on all that it holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from codecs import utf_8_decode
 from io import BytesIO
 from struct import Struct
 
-from .deflate import FLUSHED, INFLATE_IN, INFLATE_OUT, Deflater
+from .deflate import FLUSHED, INFLATE_IN, Deflater
 from .errors import ProtocolError
 from .http1 import NEED_DATA, NeedData
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Cause = Literal["send close", "receive close", "fail", "eof"]
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-FIN, RSV, RSV1, MASKED, CONTROL = 0x80, 0x70, 0x40, 0x80, 0x08
+FIN, RSV, RSV1, MASKED, CONTROL_BIT = 0x80, 0x70, 0x40, 0x80, 0x08
 LENGTH_16 = Struct(">BBH")
 LENGTH_64 = Struct(">BBQ")
 # RFC 6455 §7.4 and IANA's registry; 1004, 1005, 1006 and 1015 never stand in a frame.
@@ -302,7 +302,7 @@ class WebSocket:
             length = int.from_bytes(buffer[start + 2 : begin], "big")
             if length < least or length >> 63:
                 return self.fail(1002, f"frame length {length} is not encoded as it must be")
-        if not opcode & CONTROL:
+        if not opcode & CONTROL_BIT:
             problem = self.check_size(first, length)
             if problem:
                 return self.fail(1009, problem)
@@ -310,7 +310,7 @@ class WebSocket:
         if len(buffer) < begin:
             return NEED_DATA
         mask = bytes(buffer[begin - 4 : begin])
-        if opcode & CONTROL:
+        if opcode & CONTROL_BIT:
             return self.read_control(opcode, begin, length, mask)
         self.position = begin
         self.begin_payload(first, length, mask)
@@ -345,8 +345,7 @@ class WebSocket:
 
     def check_header(self, first: int, second: int) -> str:
         """Say which rule of RFC 6455 §5 the first two bytes of a frame break, or nothing."""
-        opcode = first & 0x0F
-        rsv = first & RSV
+        opcode, rsv = first & 0x0F, first & RSV
         if rsv and (rsv != RSV1 or self.deflater is None):
             return "reserved bits are set that no extension uses"
         if rsv and opcode not in (TEXT, BINARY):
@@ -355,7 +354,7 @@ class WebSocket:
             return "a frame is not masked"
         if opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
             return f"opcode {opcode:#x} is reserved"
-        if not opcode & CONTROL:
+        if not opcode & CONTROL_BIT:
             if opcode == CONTINUATION and not self.opcode:
                 return "a continuation frame, but no message has begun"
             if opcode != CONTINUATION and self.opcode:
@@ -409,7 +408,7 @@ class WebSocket:
         code, reason = 1005, ""
         if data:
             code = int.from_bytes(data[:2], "big")
-            if len(data) == 1 or code not in CLOSE_CODES:
+            if code not in CLOSE_CODES:  # as no single byte is
                 return self.fail(1002, f"invalid close frame {data[:40]!r}")
             try:
                 reason = str(data[2:], "utf-8")
@@ -462,10 +461,11 @@ class WebSocket:
             if failure:
                 return failure
             self.deflater.end_message()
+        if self.unfinished:
+            at = self.buffered - len(self.unfinished)
+            return self.fail(1007, f"text is not UTF-8: unexpected end of data at byte {at}")
         message, self.message = self.message, None
         opcode = self.close_message()
-        if self.unfinished:
-            return self.fail(1007, "text is not UTF-8: it ends inside a character")
         if message is None:
             return self.whole_message(opcode, b"")
         # getvalue shares the bytes, getbuffer lends them: a large message is not copied.
@@ -477,8 +477,7 @@ class WebSocket:
         """Decompress a piece of a message and hold what it says (RFC 7692 §7.2.2)."""
         deflater = self.deflater
         assert deflater is not None
-        out = b""
-        while data or len(out) == INFLATE_OUT:
+        while data:
             try:
                 out, data = deflater.inflate(data)
             except ProtocolError as exc:
@@ -516,6 +515,9 @@ class WebSocket:
             raise ValueError(f"a ping has at most 125 bytes, not {len(data)} (RFC 6455 §5.5)")
         if self.state != "open":
             self.refuse("send a ping")
+        if self.deflater is not None:
+            # Who pings is idle: 38 KiB are let go. A new window needs no word to the peer.
+            self.deflater.compressor = None
         self.queue(FIN | PING, data)
 
     def send_close(self, code: int = 1000, reason: str = "") -> None:

@@ -1,0 +1,387 @@
+"""aio: who steps the app's coroutines: the choice, and the stepper for apps that want asyncio.
+
+An AsyncioStepper runs each request as an asyncio.Task on the reactor's facade, its first step
+taken at once. In mode auto an app that has imported asyncio by the time it is loaded gets it, any
+other is stepped natively; one that imports asyncio later gets it from the next request on. The
+rooms that speak protocols see ``waiter()`` and ``spawn()`` and no mode. asyncio is imported inside
+functions only.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextvars import copy_context
+from functools import partial
+
+from .errors import Cancelled
+from .facade import FacadeLoop, facade_class
+from .guest import TrioStepper
+from .logs import error_logger
+from .reactor import Reactor
+from .task import NativeStepper, release
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine
+    from contextvars import Context
+    from importlib.machinery import ModuleSpec
+    from typing import Any, Callable
+
+    from .task import Cancels, Done, Result, Stepper
+
+TIDY_TIME = 2.0  # seconds for cancelled tasks to end, and as many for the executor's threads
+TASKS_START_EAGERLY = sys.version_info >= (3, 12)
+
+
+class SpawnedTask:
+    """A coroutine in an asyncio.Task, and the news of its end."""
+
+    __slots__ = ("coro", "on_done", "stepper", "task")
+
+    def __init__(
+        self, stepper: AsyncioStepper, coro: Coroutine[Any, Any, object], on_done: Done
+    ) -> None:
+        self.stepper = stepper
+        self.coro: Coroutine[Any, Any, object] | None = coro  # None once it has ended
+        self.on_done = on_done
+        self.task: asyncio.Task[Any] | None = None  # once it waits for something
+
+    async def drive(self, coro: Coroutine[Any, Any, object]) -> None:
+        """Run to the end, and tell it.
+
+        A coroutine, not an object with ``send``: with that a request costs 1.3 us more. SystemExit
+        and KeyboardInterrupt stay here; they would go past the loop and end the reactor's turn.
+        """
+        try:
+            await coro
+        except BaseException as exc:
+            if isinstance(exc, self.stepper.cancelled_error):
+                self.end(Cancelled())
+                raise  # the Task has to see it
+            if isinstance(exc, GeneratorExit):  # thrown away with its loop
+                raise
+            self.end(exc)
+        else:
+            self.end(None)
+
+    def end(self, exc: BaseException | None) -> None:
+        """Tell who wants to know."""
+        self.coro = None
+        if self.task is not None:
+            self.task = None
+            self.stepper.tasks.discard(self)
+        self.on_done(exc)
+
+    def on_task_done(self, _task: asyncio.Task[Any]) -> None:
+        """Tell the end of a task that was cancelled before its first step."""
+        if self.coro is not None:
+            self.coro.close()
+            self.end(Cancelled())
+
+    def cancel(self) -> None:
+        """Throw CancelledError in where the coroutine waits."""
+        if self.task is not None:
+            self.task.cancel()
+
+
+class AsyncioStepper:
+    """Run each coroutine as an asyncio.Task on a FacadeLoop.
+
+    ``on_stop(reason)`` is told when the app wants the server to end.
+    """
+
+    name = "asyncio"
+
+    def __init__(self, reactor: Reactor, on_stop: Callable[..., object]) -> None:
+        import asyncio
+
+        self.reactor = reactor
+        self.on_stop = on_stop
+        self.loop: FacadeLoop = facade_class()(reactor, on_stop)
+        self.task_class: Callable[..., asyncio.Task[Any]] = asyncio.Task
+        self.current_task = asyncio.current_task
+        self.cancelled_error = asyncio.CancelledError
+        self.tasks: set[SpawnedTask] = set()  # those that wait
+        self.waiter: Callable[[], asyncio.Future[None]] = partial(asyncio.Future, loop=self.loop)
+
+    def spawn(
+        self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context
+    ) -> SpawnedTask:
+        """Start a task; its first step is taken at once, unless inside another task's step.
+
+        Python can do that from 3.12. Before, the call_soon by which the new Task asks for its
+        first step is grabbed. In debug mode the step is queued, so that it is timed.
+        """
+        spawned = SpawnedTask(self, coro, on_done)
+        step = spawned.drive(coro)
+        loop = self.loop
+        if loop._task_factory is not None or self.current_task(loop) is not None or loop._debug:
+            task = context.run(loop.create_task, step)
+            task.add_done_callback(spawned.on_task_done)
+        elif TASKS_START_EAGERLY:
+            task = self.task_class(step, loop=loop, context=context, eager_start=True)
+        else:
+            loop.grabbing = True
+            task = context.run(self.task_class, step, loop=loop)
+            loop.grabbed_context.run(loop.grabbed)
+        if spawned.coro is not None:
+            spawned.task = task
+            self.tasks.add(spawned)
+        return spawned
+
+    def cancel_all(self, spare: Cancels | None) -> None:
+        """Cancel every task that was spawned, but ``spare``."""
+        for spawned in list(self.tasks):
+            if spawned is not spare:
+                spawned.cancel()
+
+    def explain(self, exc: BaseException) -> str:
+        """Know nothing of what the app raised that has to do with this way of stepping."""
+        return ""
+
+    def run(self, main: Coroutine[Any, Any, Result]) -> Result:
+        """Turn the reactor until ``main`` has ended; return or raise what it did.
+
+        By run_until_complete, so that anyio finds a root task: else each call of a sync endpoint
+        would start a thread of its own. SystemExit and KeyboardInterrupt that come out of a task
+        of the app's stop the server; the former is raised again in the end.
+        """
+        import asyncio
+
+        loop = self.loop
+        asyncio.set_event_loop(loop)
+        leaving: SystemExit | None = None
+        try:
+            loop.root = loop.create_task(self.run_and_tidy(main))
+            while True:
+                try:
+                    result: Result = loop.run_until_complete(loop.root)
+                    break
+                except (KeyboardInterrupt, SystemExit) as exc:
+                    if loop.root.done():
+                        raise
+                    error_logger.error("%s in a task of the app: stopping", type(exc).__name__)
+                    leaving = exc if isinstance(exc, SystemExit) else leaving
+                    self.on_stop(exc)
+        finally:
+            self.close()
+        if leaving is not None:
+            raise leaving
+        return result
+
+    def close(self) -> None:
+        """Close the loop; the reactor goes on."""
+        import asyncio
+
+        asyncio.set_event_loop(None)
+        self.loop.close()
+
+    async def run_and_tidy(self, main: Coroutine[Any, Any, Result]) -> Result:
+        """Leave nothing behind ``main``."""
+        try:
+            return await main
+        finally:
+            await self.tidy()
+
+    async def tidy(self) -> None:
+        """Cancel all other tasks, close async generators, join the executor; each in its time."""
+        import asyncio
+
+        others = asyncio.all_tasks(self.loop) - {self.loop.root, self.current_task(self.loop)}
+        if others:
+            for task in others:
+                task.cancel()
+            _, pending = await asyncio.wait(others, timeout=TIDY_TIME)
+            for task in others:
+                self.report(task)
+        closing = self.loop.create_task(self.loop.shutdown_asyncgens())
+        await asyncio.wait({closing}, timeout=TIDY_TIME)
+        await self.join_executor()
+
+    def report(self, task: asyncio.Task[Any]) -> None:
+        """Tell of a task that did not end, or died, when it was cancelled."""
+        if not task.done():
+            error_logger.warning("a task does not end: %r", task)
+            quiet: Any = task
+            quiet._log_destroy_pending = False  # it has been told
+        elif not task.cancelled() and task.exception() is not None:
+            self.loop.call_exception_handler(
+                {
+                    "message": "unhandled exception during shutdown",
+                    "exception": task.exception(),
+                    "task": task,
+                }
+            )
+
+    async def join_executor(self) -> None:
+        """Wait for the threads of the default executor, but not for ever.
+
+        asyncio's own shutdown_default_executor cannot be given up before Python 3.12.
+        """
+        executor = self.loop._default_executor
+        self.loop._executor_shutdown_called = True
+        if executor is None:
+            return
+        import threading
+
+        waiter = self.waiter()
+        let_go = partial(release, waiter)
+        joined = threading.Event()
+
+        def join() -> None:
+            executor.shutdown()
+            joined.set()
+            self.reactor.call_from_thread(let_go)
+
+        threading.Thread(target=join, name="selectserve-join", daemon=True).start()
+        timer = self.reactor.call_later(TIDY_TIME, let_go)
+        await waiter
+        timer.cancel()
+        if not joined.is_set():
+            error_logger.warning("threads of the app are still at work: the process waits for them")
+
+
+# -- the choice ------------------------------------------------------------------------------------
+
+
+class AsyncioWatch:
+    """Stand at the head of sys.meta_path until asyncio has been imported, then call ``told``.
+
+    That costs a request nothing, and the moment is exact: the importing code goes on afterwards.
+    """
+
+    def __init__(self, told: Callable[[], object]) -> None:
+        self.told = told
+
+    def start(self) -> None:
+        """Begin to watch."""
+        sys.meta_path.insert(0, self)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Find nothing, but asyncio as the others find it, and hear of the end of its import."""
+        if name != "asyncio":
+            return None
+        from importlib.util import find_spec
+
+        self.stop()
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            loader = spec.loader
+            execute = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                self.told()
+
+            vars(loader)["exec_module"] = exec_module
+        return spec
+
+
+class LateStepper(NativeStepper):
+    """Step natively; when the app imports asyncio after all, have new requests stepped by it.
+
+    ``on_asyncio(stepper)`` is told then. The request that did the import fails with a hint.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        on_stop: Callable[..., object],
+        on_asyncio: Callable[[Stepper], object],
+    ) -> None:
+        super().__init__(reactor)
+        self.on_stop = on_stop
+        self.on_asyncio = on_asyncio
+        self.asyncio: AsyncioStepper | None = None
+        self.watch = AsyncioWatch(lambda: reactor.call_from_thread(self.attach))
+
+    def attach(self) -> None:
+        """Answer as an event loop from now on."""
+        import asyncio
+
+        self.asyncio = AsyncioStepper(self.reactor, self.on_stop)
+        asyncio.set_event_loop(self.asyncio.loop)
+        self.asyncio.loop.enter()
+        error_logger.info("the app has imported asyncio: from now on it steps new requests")
+        self.on_asyncio(self.asyncio)
+
+    def run(self, main: Coroutine[Any, Any, Result]) -> Result:
+        """Turn the reactor until ``main`` has ended; return or raise what it did."""
+        self.watch.start()
+        try:
+            return super().run(self.run_and_leave(main))
+        finally:
+            self.watch.stop()
+            if self.asyncio is not None:
+                self.asyncio.close()
+
+    async def run_and_leave(self, main: Coroutine[Any, Any, Result]) -> Result:
+        """Leave nothing behind ``main``."""
+        try:
+            return await main
+        finally:
+            stepper = self.asyncio
+            if stepper is not None:
+                waiter = self.waiter()
+                self.reactor.call_soon(  # not inside this step
+                    lambda: stepper.spawn(
+                        stepper.tidy(), lambda _exc: release(waiter), copy_context()
+                    )
+                )
+                await waiter
+                stepper.loop.leave()
+
+    def cancel_all(self, spare: Cancels | None) -> None:
+        """Cancel every task but the root and ``spare``, however it is stepped."""
+        super().cancel_all(spare)
+        if self.asyncio is not None:
+            self.asyncio.cancel_all(spare)
+
+
+def load_and_choose(
+    load: Callable[[], Any],
+    reactor: Reactor,
+    mode: str,
+    on_stop: Callable[..., object],
+    on_asyncio: Callable[[Stepper], object],
+) -> tuple[Any, Stepper]:
+    """Load the app; return it, and who is to step it.
+
+    While an app that imports asyncio is loaded, the facade is the running loop already, as it is
+    in uvicorn: what modules make at import (queues, client sessions, tasks) belongs to it.
+    """
+    if mode == "native":
+        return load(), NativeStepper(reactor)
+    if mode == "trio":
+        stepper = TrioStepper(reactor)
+        return load(), stepper
+    steppers: list[AsyncioStepper] = []
+
+    def begin() -> None:
+        steppers.append(AsyncioStepper(reactor, on_stop))
+        steppers[0].loop.enter()
+
+    watch = AsyncioWatch(begin)
+    if mode == "asyncio" or "asyncio" in sys.modules:
+        begin()
+    else:
+        watch.start()
+    try:
+        app = load()
+    except BaseException:
+        if steppers:
+            steppers[0].loop.leave()
+            steppers[0].close()
+        raise
+    finally:
+        watch.stop()
+    if not steppers:
+        return app, LateStepper(reactor, on_stop, on_asyncio)
+    steppers[0].loop.leave()
+    return app, steppers[0]

@@ -1,0 +1,1 @@
+"""Real packages on real sockets, and other projects' suites; asked for by --interop."""

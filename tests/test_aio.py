@@ -1,0 +1,276 @@
+"""asyncio inside apps: all of it works, misuse is answered, and nothing outlives the server."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import sys
+
+import pytest
+
+from .support import run_server
+
+PLAIN = {
+    "sleep": True,
+    "gather": (["a", "b", "c"], ["b", "c", "a"]),
+    "call_order": [1, 2, 3],
+    "wait_for": "timed out",
+    "queue": [0, 1, 2, 3, 4],
+    "locks": [1, 1, 1, 1],
+    "to_thread": ("by request", True),
+    "executors": (7, 3),
+    "from_thread": 42,
+    "subprocesses": (b"cba", 3),
+    "streams": (300_001, b"XXX"),
+    "unix_streams": b"HELLO\n",
+    "udp": b"HELLO",
+    "readers": (["write", b"data"], (True, False, False)),
+    "signals": (True, True),
+    "take_sigterm": True,
+    "context": ("by lifespan", "by request"),
+    "identity": (True,) * 7,
+    "at_import": ("item", True),
+    "async_generator": "closed",
+    "primitives": "from a thread",
+    "many_tasks": 1000,
+    "watch_disconnect": True,
+}
+
+
+def ask(client, name):
+    """Return what the app ``name`` answers."""
+    response = client.get("/" + name)
+    assert response.status == 200, response
+    return response.body
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_asyncio_works_inside(module_serve, name):
+    with module_serve("tests.apps_aio:app").connect() as client:
+        for _ in range(2):  # the second request must not see the first
+            body = ask(client, name)
+            assert body == PLAIN[name] or ast.literal_eval(body.decode()) == PLAIN[name]
+
+
+@pytest.mark.parametrize(
+    "name, answer", [("task_group", [0, 1, 2, "in the group"]), ("timeout", ("timed out", 0))]
+)
+def test_asyncio_since_3_11(module_serve, name, answer):
+    with module_serve("tests.apps_aio:app").connect() as client:
+        body = ask(client, name)
+        if sys.version_info < (3, 11):
+            assert body == b"'none'"
+        else:
+            assert ast.literal_eval(body.decode()) == answer
+
+
+def test_the_start_line_names_the_mode(serve):
+    assert serve("tests.apps_aio:app").wait_for_log(r"running on .*\((\w+)")[1] == "asyncio"
+    assert serve("tests.apps:app").wait_for_log(r"running on .*\((\w+)")[1] == "native"
+    forced = serve("tests.apps:app", "--loop", "asyncio")
+    assert forced.wait_for_log(r"running on .*\((\w+)")[1] == "asyncio"
+    with forced.connect() as client:
+        assert ask(client, "hello") == b"hello"
+
+
+def test_many_requests_at_once(module_serve):
+    server = module_serve("tests.apps_aio:app")
+    clients = [server.connect() for _ in range(20)]
+    for client in clients:
+        client.request("GET", "/sleep")
+    for client in clients:
+        assert client.read_response().body == b"True"
+        client.close()
+
+
+def test_pipelined_requests_keep_their_order(module_serve):
+    with module_serve("tests.apps_aio:app").connect() as client:
+        names = ["sleep", "context", "wait_for", "queue", "gather"] * 4
+        client.send(b"".join(f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for name in names))
+        for name in names:
+            assert ast.literal_eval(client.read_response().body.decode()) == PLAIN[name]
+
+
+# -- receive() ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, mark, answer",
+    [
+        ("receive_timeout", "receive given up", (b"body", True)),
+        ("two_receivers", "one cancelled", (b"body", True)),
+    ],
+)
+def test_a_cancelled_receive_takes_nothing_with_it(serve, name, mark, answer):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        client.send(f"POST /{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n".encode())
+        server.wait_for_log(mark)
+        client.send(b"body")
+        assert ast.literal_eval(client.read_response().body.decode()) == answer
+        assert ask(client, "sleep") == b"True"
+
+
+def test_disconnect_reaches_a_task_that_waits(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        client.request("GET", "/disconnect")
+        server.wait_for_log("APP waiting")
+        client.reset()
+    server.wait_for_log("APP http.disconnect")
+
+
+# -- misuse ---------------------------------------------------------------------------------------
+
+
+def test_system_exit_is_a_500_and_the_server_goes_on(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/system_exit").status == 500
+    server.wait_for_log("SystemExit: 7")
+    with server.connect() as client:
+        assert ask(client, "sleep") == b"True"
+
+
+def test_keyboard_interrupt_stops_the_server(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/keyboard_interrupt").status == 500
+    assert server.wait() == 0
+    assert "APP lifespan shutdown" in server.log_text()
+
+
+def test_loop_stop_is_a_graceful_shutdown(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/stop_loop").body == b"'still answered'"
+    assert server.wait() == 0
+    assert "APP lifespan shutdown" in server.log_text()
+
+
+def test_a_loop_cannot_be_nested_or_closed(module_serve):
+    with module_serve("tests.apps_aio:app").connect() as client:
+        run, until, forever, other = ast.literal_eval(ask(client, "nested").decode())
+        assert "cannot be called from a running event loop" in run
+        assert until == forever == "This event loop is already running"
+        assert other == "Cannot run the event loop while another loop is running"
+        assert ask(client, "close_loop") == b"'Cannot close a running event loop'"
+        assert ask(client, "sleep") == b"True"
+
+
+def test_failures_in_the_background_are_logged_and_harm_nobody(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert ask(client, "background_failure") == b"'answered'"
+        server.wait_for_log("ValueError: in the background")
+        server.wait_for_log("invalid literal for int")
+        assert ask(client, "sleep") == b"True"
+
+
+def test_system_exit_in_the_background_ends_the_server_in_order_with_its_code(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/background_exit").body == b"'answered'"
+    assert server.wait() == 9
+    assert "APP lifespan shutdown" in server.log_text()
+
+
+def test_a_request_that_cancels_itself_is_answered(module_serve):
+    server = module_serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/cancel_self").status >= 500
+    with server.connect() as client:
+        assert ask(client, "sleep") == b"True"
+
+
+def test_a_task_factory_of_the_app_makes_the_requests_tasks(serve):
+    with serve("tests.apps_aio:app").connect() as client:
+        ask(client, "eager_factory")
+        assert ast.literal_eval(ask(client, "made_by_factory").decode()) == (True, "by lifespan")
+
+
+def test_debug_mode_tells_what_blocks(serve):
+    server = serve("tests.apps_aio:app", env={"PYTHONASYNCIODEBUG": "1"})
+    with server.connect() as client:
+        assert ask(client, "block") == b"'blocked'"
+        assert ask(client, "gather")
+    server.wait_for_log(r"Executing .* took 0\.[1-9]")
+
+
+# -- shutdown -------------------------------------------------------------------------------------
+
+
+def test_shutdown_order(serve):
+    server = serve("tests.apps_aio:app")
+    assert server.stop() == 0
+    marks = [line for line in server.log_text().split("\n") if line.startswith("APP")]
+    assert marks == ["APP lifespan shutdown, worker at work", "APP worker cancelled"]
+
+
+def test_shutdown_with_what_does_not_end(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert ask(client, "stubborn") == b"'left'"
+    assert server.stop() == 0
+    log = server.log_text()
+    assert "APP not cancelled" in log
+    assert "a task does not end" in log
+    assert "APP generator closed" in log
+    assert "was destroyed" not in log and "Traceback" not in log
+
+
+def test_shutdown_cancels_requests_that_do_not_end(serve):
+    server = serve("tests.apps_aio:app", "--timeout-graceful-shutdown", "0.2")
+    with server.connect() as client:
+        client.request("GET", "/hold")
+        server.wait_for_log("APP holding")
+        assert server.stop() == 0
+        assert client.read_response().status == 503
+    assert "APP finally" in server.log_text()
+
+
+# -- asyncio where it was not expected --------------------------------------------------------------
+
+
+def test_native_mode_hints_at_asyncio(serve):
+    server = serve("tests.late_asyncio:app", "--loop", "native")
+    for _ in range(2):
+        with server.connect() as client:
+            start = server.log_position()
+            assert client.get("/sleep").status == 500
+            server.wait_for_log("start with --loop asyncio", start=start)
+
+
+def test_asyncio_imported_late_steps_the_next_request(serve):
+    server = serve("tests.late_asyncio:app")
+    assert server.wait_for_log(r"running on .*\((\w+)")[1] == "native"
+    with server.connect() as client:
+        assert client.get("/").body == b"False"  # bare apps do not pay for asyncio
+        assert client.get("/sleep").status == 500
+    server.wait_for_log("start with --loop asyncio")
+    server.wait_for_log("the app has imported asyncio")
+    with server.connect() as client:
+        for _ in range(3):
+            assert client.get("/sleep").body == b"Task"
+        assert client.get("/background").body == b"False"
+    assert server.stop() == 0
+    assert server.log_text().count("Traceback") == 1  # of the request that did the import
+
+
+def test_trio_that_is_not_installed_is_told_in_one_line(tmp_path):
+    (tmp_path / "trio.py").write_text("raise ImportError('none here')")
+    done = run_server(
+        "tests.apps:app", "--loop", "trio", env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 1
+    assert "--loop trio: the package trio is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_server(serve, number):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert ask(client, "take_sigterm") == b"True"
+    assert server.stop(number) == 0
