@@ -129,14 +129,14 @@ class AccessFormat:
             if header is not None:
                 self.parts.append(header_token(header, side))
             elif letter is None:
-                self.add_literal("%")
+                self.parts.append(lambda _exchange: "%")
             elif letter in ACCESS_TOKENS:
                 self.parts.append(ACCESS_TOKENS[letter])
             else:
                 raise ConfigError(f"--access-log-format: there is no token %({letter})s", 2)
             at = match.end()
         self.add_literal(text[at:])
-        if not any(part in ACCESS_TOKENS.values() for part in self.parts):
+        if ACCESS_TOKEN.sub("", text) == text:
             raise ConfigError(
                 f"--access-log-format {text!r} has no token: write it as %(h)s, or name one of "
                 f"{', '.join(ACCESS_FORMATS)}, json",
@@ -145,9 +145,9 @@ class AccessFormat:
 
     def add_literal(self, text: str) -> None:
         """Add what stands between two tokens."""
-        if "%" in text and text != "%":
+        if "%" in text:
             raise ConfigError(
-                f"--access-log-format: what does {text[text.index('%') :]!r} mean?", 2
+                f"--access-log-format: what is {text[text.index('%') :]!r}? Write %% for %", 2
             )
         if text:
             self.parts.append(lambda _exchange: text)

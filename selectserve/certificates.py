@@ -155,11 +155,11 @@ def client_chain(session: SSLObject) -> list[bytes]:
 def make_certificates(config: Config) -> Certificates | None:
     """Return what the ``--ssl-*`` options ask for, None for plain HTTP; raise ConfigError."""
     factory = config.ssl_context_factory
-    pairs = certificate_pairs(config)
-    if not pairs and factory is None:
+    if not config.ssl_certfile and factory is None:
         if config.ssl_keyfile or config.ssl_ca_certs:
             raise ConfigError("TLS needs a certificate: give --ssl-certfile", 2)
         return None
+    pairs = certificate_pairs(config)
     try:
         import ssl  # noqa: F401
     except ImportError:

@@ -140,9 +140,12 @@ def truth(text: str) -> bool:
 def header_pair(text: str) -> tuple[str, str]:
     """Read ``Name:Value``."""
     name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise ValueError("a header is written Name:Value")
-    return name.strip(), value.strip()
+    name, value = name.strip(), value.strip()
+    if not colon or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError("a header is written Name:Value, its name in letters, digits, - and _")
+    if not value.isprintable():
+        raise ValueError("the value of a header has no control characters")
+    return name, value
 
 
 def permissions(text: str) -> int:

@@ -21,6 +21,7 @@ from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 from .logs import error_logger, log_app_error, printable
 from .reactor import NEVER, Deadline
 from .response import ResponseWriter, plain_answer
+from .transport import LINGER_TIME
 from .upgrade import WebSocketConnection
 
 TYPE_CHECKING = False
@@ -62,7 +63,7 @@ class HTTPConnection:
         self.writer = ResponseWriter(service.defaults, service.lines)
         self.cycle: HTTPCycle | None = None  # the request in flight
         self.eof = False
-        self.awaited = "request"  # -> head | body | app | close: what the deadline is for
+        self.awaited = "request"  # -> head | body | app | rest | close: what the deadline is for
         self.discarded = 0  # bytes read of a body that nobody wants
         self.unlogged: list[HTTPCycle] = []
         self.body_progress = 0
@@ -132,7 +133,10 @@ class HTTPConnection:
             return
         event = self.next_event()
         while type(event) is Data or type(event) is EndOfMessage:  # of a body nobody read
-            self.discarded += len(event.data) if type(event) is Data else 0
+            if type(event) is Data:
+                self.discarded += len(event.data)
+            else:
+                self.wait_for("request", self.service.timeout_keep_alive)
             if self.discarded > MAX_DISCARD:
                 self.finish(True)
                 return
@@ -140,6 +144,8 @@ class HTTPConnection:
         if type(event) is Request:
             self.start_cycle(event)
         elif event is NEED_DATA:
+            if not transport.reading and not self.eof:
+                transport.resume_reading()
             if self.parser.buffered and self.awaited == "request":
                 self.wait_for("head", self.service.timeout_header)
         elif event is CLOSED:
@@ -172,8 +178,8 @@ class HTTPConnection:
         service = self.service
         transport = self.transport
         reactor = service.reactor
-        if reactor.now >= service.date_until and service.tell_date is not None:
-            service.date_until = reactor.now + service.tell_date()
+        if reactor.now >= service.date_until:
+            service.renew_date()
         if service.limit_concurrency and self.is_too_many():
             self.answer(503, "Service busy, try again", request, ((b"retry-after", b"1"),))
             return
@@ -181,6 +187,10 @@ class HTTPConnection:
             self.upgrade(request)
             return
         keep_alive = request.keep_alive and not service.draining
+        service.requests += 1
+        if service.requests == service.limit_max_requests and service.on_limit is not None:
+            keep_alive = False
+            service.on_limit()
         self.writer.begin(request.method, request.http_version, keep_alive)
         request_id = b"" if service.request_ids is None else service.request_ids.give(request)
         scope = request_scope(request, transport, service.root_path, service.state)
@@ -197,7 +207,6 @@ class HTTPConnection:
         self.awaited = "app"
         self.body_progress = 0
         service.cycles += 1
-        service.requests += 1
         if request.chunked or request.content_length:
             self.read_body(cycle)
             if cycle.disconnected:  # the body was broken from its first byte: answered already
@@ -210,8 +219,6 @@ class HTTPConnection:
             transport.trace("task", transport, f"app({request.method} {scope['path']})")
         coro = service.app(scope, cycle.receive, cycle.send)
         cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
-        if service.requests == service.limit_max_requests and service.on_limit is not None:
-            service.on_limit()
 
     def upgrade(self, request: Request) -> None:
         """Hand the connection over, with the request and the bytes behind it (RFC 9110 §7.8)."""
@@ -278,16 +285,17 @@ class HTTPConnection:
             self.finish(talking or cycle.input == "open")
             return
         self.discarded = 0
-        self.awaited = "request"
+        self.awaited = "rest" if cycle.input == "open" else "request"
         self.deadline.set(service.reactor.now + service.timeout_keep_alive)
         if not transport.reading or self.parser.buffered:
             self.read_on()
 
     def read_on(self) -> None:
         """Read the next request, out of what is here already or of what will come."""
-        if not self.eof:
+        buffered = self.parser.buffered
+        if not self.eof and buffered <= PIPELINE_WATERMARK:
             self.transport.resume_reading()
-        if self.parser.buffered or self.eof:
+        if buffered or self.eof:
             self.service.reactor.call_soon(self.read_request)
 
     def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None:
@@ -305,7 +313,10 @@ class HTTPConnection:
             log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}", hint)
         if cycle.state == "complete" or cycle is not self.cycle:
             return
-        if exc is None:
+        if cycle.disconnected and not service.draining:  # the client has ended its side
+            self.cut()
+            return
+        if exc is None and not cycle.disconnected:
             error_logger.error(
                 "the app returned %s: %s %s",
                 "without a response"
@@ -315,12 +326,10 @@ class HTTPConnection:
                 printable(cycle.scope["path"]),
             )
         if cycle.state in ("waiting", "started"):
-            status, text = (
-                (503, "Shutting down")
-                if isinstance(exc, Cancelled)
-                else (500, "Internal Server Error")
-            )
-            self.answer(status, text, cycle.request)
+            if cycle.disconnected or isinstance(exc, Cancelled):  # we are shutting down
+                self.answer(503, "Shutting down", cycle.request)
+            else:
+                self.answer(500, "Internal Server Error", cycle.request)
         else:
             self.cut()
 
@@ -348,6 +357,7 @@ class HTTPConnection:
     ) -> None:
         """Send an answer of our own, the last one of this connection."""
         cycle, self.cycle = self.cycle, None
+        self.service.renew_date()
         head_only = request.method == "HEAD"
         if self.transport.state == "open":
             self.transport.write(
@@ -373,6 +383,7 @@ class HTTPConnection:
         """End a response in its middle, so that the client sees that it is not complete."""
         self.cycle = None
         if self.writer.framing == "until-close":
+            self.transport.flush()  # the answers before this one
             self.transport.abort()  # a clean end would look like a complete body
         else:
             self.finish(True)
@@ -396,15 +407,20 @@ class HTTPConnection:
             self.transport.close()
 
     def close_if_idle(self) -> None:
-        """Close, at shutdown, a connection that is between two requests."""
-        if self.cycle is None and self.transport.state == "open":
-            self.finish(False)
+        """Close, at shutdown, a connection between two requests; else this one is its last."""
+        if self.cycle is not None:
+            self.writer.keep_alive = False
+        elif self.transport.state == "open":
+            idle_since = self.deadline.at - self.service.timeout_keep_alive
+            young = self.service.reactor.now - idle_since < LINGER_TIME
+            self.finish(young or self.awaited != "request" or bool(self.transport.out))
 
-    def tell_end(self) -> None:
-        """Tell, at shutdown, a request that does not end that it should (http.disconnect)."""
+    def tell_end(self, everybody: bool) -> None:
+        """Tell, at shutdown, a stream or a long poll that it should end; or any request."""
         cycle = self.cycle
         if cycle is not None:
-            cycle.on_disconnect()
+            if everybody or cycle.state == "streaming" or cycle.waits_for_client:
+                cycle.on_disconnect()
 
     # -- the books -----------------------------------------------------------------------------
 

@@ -143,7 +143,7 @@ def set_up_logging(level: str | None, use_colors: bool | None, access_format: st
     ``level`` None keeps the levels that were set; with an ``access_format`` the line is all of it.
     """
     for logger, stream in ((error_logger, sys.stderr), (access_logger, sys.stdout)):
-        if level is not None or logger.level == logging.NOTSET:
+        if level is not None or not (logger.level or logging.getLogger("selectserve").level):
             logger.setLevel(LEVELS[level or "info"])
         if not logger.hasHandlers() and stream is not None:
             handler = LogHandler(stream)
@@ -178,7 +178,8 @@ def load_log_config(given: str | dict[str, Any]) -> None:
     except Exception as exc:  # whatever the formatters and handlers named there raise
         where = "" if isinstance(given, dict) else f" {given}"
         cause = f" ({exc.__cause__})" if exc.__cause__ is not None else ""
-        raise ConfigError(f"--log-config{where}: {exc or type(exc).__name__}{cause}") from None
+        reason = " ".join(f"{exc or type(exc).__name__}{cause}".split())  # configparser's has lines
+        raise ConfigError(f"--log-config{where}: {reason}") from None
 
 
 def read_yaml(path: str) -> Any:

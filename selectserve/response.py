@@ -169,14 +169,14 @@ class ResponseWriter:
         status: int,
         headers: Iterable[Iterable[bytes]],
         trailers: bool = False,
-        accepts_trailers: bool = False,
+        accepts_trailers: bool = True,
     ) -> None:
         """Take status and headers and hold them; raise TypeError or ValueError, all unwritten.
 
         ``trailers`` are promised by the app, and sent if the client accepts them (TE: trailers).
         """
         status_line = STATUS_LINES.get(status)
-        if status_line is None:
+        if status_line is None or not isinstance(status, int):  # 200.0 is found as 200
             status_line = b"HTTP/1.1 %d \r\n" % check_status(status)
         table = self.lines
         pairs = list(map(tuple, headers))

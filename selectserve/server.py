@@ -57,6 +57,7 @@ REOPEN_SIGNALS = ("SIGUSR1",)
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 SOFT_PART = 0.5  # of the drain: then long streams are told to end
+TELL_TIME = 0.05  # seconds for a disconnect to be received before the task is cancelled
 CLEAN_UP_TIME = 2.0  # seconds for the finally blocks of cancelled tasks
 
 
@@ -267,10 +268,13 @@ class Server:
         if self.stops < 2:
             error_logger.info("telling %d long requests to end", service.cycles)
             for connection in list(service.connections):
-                connection.tell_end()
+                connection.tell_end(False)
             if await self.idle_until(began + timeout, 1):
                 return
         error_logger.warning("cancelling %d requests", service.cycles)
+        for connection in list(service.connections):
+            connection.tell_end(True)  # a disconnect is delivered before a cancel
+        await self.idle_until(self.reactor.clock() + TELL_TIME, 2)
         self.stepper.cancel_all(self.lifespan_task)
         await self.idle_until(self.reactor.clock() + CLEAN_UP_TIME, 2)
         for connection in list(service.connections):
@@ -279,11 +283,18 @@ class Server:
     async def idle_until(self, at: float, stops: int) -> bool:
         """Wait until all work is done; False when the time is over or a stop came meanwhile."""
         service = self.service
-        while service.connections or service.cycles:
+        while service.cycles or self.unfinished(stops):
             if self.stops > stops or self.reactor.clock() >= at:
                 return False
             await self.change(at)
         return True
+
+    def unfinished(self, stops: int) -> bool:
+        """Tell whether connections are still needed; in a hurry those that only linger are not."""
+        return any(
+            stops < 2 or connection.transport.state != "lingering"
+            for connection in self.service.connections
+        )
 
     async def start_lifespan(self) -> bool:
         """Run the app's startup; False when it failed or did not come to an end."""

@@ -1,7 +1,7 @@
 """service: what all connections of a worker share: the app, its settings, and the books.
 
-The server fills one in from the options; connections read it and count in it. No behaviour lives
-here, so that a test can make one in three lines and no connection needs to know the server.
+The server fills one in from the options; connections read it and count in it. Next to no
+behaviour lives here, so that a test can make one in three lines and no connection needs to know the server.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         transport: Transport
 
         def close_if_idle(self) -> None: ...
-        def tell_end(self) -> None: ...
+        def tell_end(self, everybody: bool) -> None: ...
 
 
 class Service:
@@ -72,3 +72,9 @@ class Service:
         self.on_change: Callable[[], object] | None = None  # a connection or a request has ended
         self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
         self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out
+
+    def renew_date(self) -> None:
+        """Keep the Date of the default lines right; asked before each answer, it changes seldom."""
+        now = self.reactor.now
+        if now >= self.date_until and self.tell_date is not None:
+            self.date_until = now + self.tell_date()

@@ -81,6 +81,7 @@ class WebSocketConnection:
 
     def start(self) -> None:
         """Take over the transport and call the app."""
+        self.service.renew_date()
         service, session = self.service, self.session
         self.transport.protocol = self
         service.connections.add(self)
@@ -221,6 +222,7 @@ class WebSocketConnection:
 
     def refuse(self, status: int, text: str) -> None:
         """Answer the handshake with an error of our own."""
+        self.service.renew_date()
         self.transport.write([plain_answer(status, text, self.service.defaults)])
         self.log(status)
         self.finish(True)
@@ -317,7 +319,7 @@ class WebSocketConnection:
         """At shutdown no WebSocket is idle: 1012 tells the client to come again (RFC 6455 §7.4)."""
         self.close_with(1012)
 
-    def tell_end(self) -> None:
+    def tell_end(self, everybody: bool) -> None:
         """The drain is half over: the same again for those that were not open yet."""
         self.close_with(1012)
 

@@ -35,7 +35,7 @@ OWNERS = {
     "import signal": "server supervisor cli facade",
     "import time": "reactor server",
     "import ssl": "tls certificates",
-    "import re": "grammar forwarded sources",
+    "import re": "grammar forwarded sources access",
     "import zlib": "deflate",
     "import hashlib": "handshake",
     "import threading": "task supervisor aio facade",

@@ -12,7 +12,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .environment import BENCH, ROOT
+from .environment import BENCH, ROOT, plain_environment
 
 OURS = "selectserve"
 LOGGING = {True: ["--access-log"], False: ["--no-access-log", "--log-level", "warning"]}
@@ -58,7 +58,10 @@ class Order:
 def help_text(python: str) -> str:
     """Return what `python -m selectserve --help` says."""
     command = [python, "-m", "selectserve", "--help"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    environment = plain_environment()
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     return run.stdout
 
 

@@ -31,6 +31,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def plain_environment() -> dict[str, str]:
+    """Return our environment without what changes how Python runs (no bytecode kept, say)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 def venv_python() -> str:
     """Return the Python of `.venv-bench`, made anew when Python or the requirements changed."""
     if sys.version_info < (3, 10):

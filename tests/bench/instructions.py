@@ -109,6 +109,8 @@ def per_request(
     counter: str, name: str, kind: str, requests: int, python: str, cores: Cores
 ) -> dict[str, float]:
     """Return the counts of one request."""
+    with serving(name, Order(REQUESTS[kind][0]), python, cores):
+        pass  # so that all modules are compiled, and none in one of the runs that are counted
     once = count(counter, name, kind, requests, python, cores)
     twice = count(counter, name, kind, 2 * requests, python, cores)
     costs = {what: (twice[what] - once.get(what, 0)) / requests for what in twice}

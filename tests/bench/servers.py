@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .commands import COMMANDS, CannotServe, Order
-from .environment import ROOT, TICKS, Cores, say, venv_python
+from .environment import ROOT, TICKS, Cores, plain_environment, say, venv_python
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def serving(
     """Start a server, give it once it answers, and stop it whatever happens."""
     port = free_port()
     command = [*order.prefix, *COMMANDS[name](python, order, port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **order.environment}
+    environment = {**plain_environment(), "PYTHONPATH": str(ROOT), **order.environment}
     if order.file is not None:
         environment["BENCH_FILE"] = order.file
     with tempfile.TemporaryFile() as said:

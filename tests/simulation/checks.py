@@ -111,13 +111,17 @@ def check_connection(connection):
     if cycle is None:
         require(armed, "a connection waits for its client without a deadline", connection)
         require(
-            transport.reading or connection.eof,
+            transport.reading
+            or connection.eof
+            or transport.writing_paused
+            or parser.buffered > PIPELINE_WATERMARK,
             "a connection waits for bytes that it does not read",
             connection,
         )
         return
     require(cycle.state != "complete", "a complete response is still in flight", connection)
-    require(cycle.pieces_size <= BODY_WATERMARK + READ_SIZE, "a body has no bound", connection)
+    bound = BODY_WATERMARK + PIPELINE_WATERMARK + READ_SIZE
+    require(cycle.pieces_size <= bound, "a body has no bound", connection)
     size = sum(map(len, cycle.pieces))
     require(size == cycle.pieces_size, "a body is miscounted", connection, size)
     if cycle.input == "open":
@@ -126,7 +130,7 @@ def check_connection(connection):
         require(transport.reading or paused, "a body is waited for and not read", connection)
     elif not transport.reading:
         require(
-            connection.eof or parser.buffered > PIPELINE_WATERMARK,
+            connection.eof or cycle.disconnected or parser.buffered > PIPELINE_WATERMARK,
             "nobody will notice when this client leaves",
             connection,
         )

@@ -82,6 +82,7 @@ class Ask:
             persistent = not persistent
             fields.append("Connection: " + ("keep-alive" if persistent else "close"))
         behaviour = self.behaviour
+        self.is_last = not persistent  # as the client says itself
         self.closes = (
             not persistent
             or behaviour.closes
@@ -347,6 +348,15 @@ class Client:
         world = self.world
         return self.excused or world.storm > 0 or world.busy or self.signals_seen() > 0
 
+    def may_be_overtaken(self):
+        """Tell whether a reset may have destroyed answers that had been sent.
+
+        A second signal aborts; so does a body of HTTP/1.0 that breaks off, whose end would else
+        look complete.
+        """
+        cut = [a for a in self.asks if a.behaviour.ending == "cut" and not a.behaviour.framed]
+        return self.signals_seen() > 1 or any(ask.version == "1.0" for ask in cut)
+
     def signals_seen(self):
         """Return how many signals the server got while we were there."""
         return sum(moment <= self.done_at for moment, _ in self.world.signals)
@@ -388,13 +398,13 @@ class Client:
 
     def check_end(self):
         """The world is over: was everything answered, or is there a reason why not?"""
-        if self.link is None or self.left_at is not None:
+        if self.link is None or self.left_at is not None or not self.link.accepted:
             return
         if not self.ended:
             self.fail("the connection was never closed")
         if self.partial is not None and self.partial.status:
             self.check_partial(self.partial)
-        if self.prompt and not self.world.storm and self.signals_seen() < 2:
+        if self.prompt and not self.world.storm and not self.may_be_overtaken():
             for ask in self.owed:
                 answered = len(self.answers) > ask.number
                 if not answered and ask.behaviour.ending == "whole" and not self.link.broken:
@@ -434,7 +444,10 @@ class Good(Client):
         super().__init__(world, number)
         rng = self.random
         behaviours = rng.choices(NORMAL, NORMAL_WEIGHTS, k=rng.choice((1, 1, 2, 3, 5)))
-        self.asks = [Ask(self, n, b, rng) for n, b in enumerate(behaviours)]
+        for number, behaviour in enumerate(behaviours):
+            self.asks.append(Ask(self, number, behaviour, rng))
+            if self.asks[-1].is_last:
+                break
         self.pipelines = rng.random() < 0.4 or self.half_closes
 
     def live(self):
@@ -560,7 +573,8 @@ class SlowReader(Good):
 
     def until(self, condition, patience=PATIENCE):
         """Who reads nothing learns nothing: its script ends when the server closed."""
-        return super().until(lambda: condition() or self.link.closed, patience)
+        link = self.link
+        return super().until(lambda: condition() or link.closed or link.lost, patience)
 
     def check_end(self):
         self.ended = self.ended or self.link is None or self.link.closed
@@ -646,7 +660,9 @@ class Broken(Good):
         return allowed if ask is None or ask.forbidden else allowed & {500, 503, 408}
 
     def check_end(self):
-        if self.allowed is not OWN_ERRORS and not self.is_excused() and self.link is not None:
+        if self.link is None or not self.link.accepted:
+            return
+        if self.allowed is not OWN_ERRORS and not self.is_excused():
             if len(self.answers) != self.good + 1:
                 self.fail("the refusal did not arrive")
         self.asks.pop()

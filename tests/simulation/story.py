@@ -146,6 +146,7 @@ class Story:
         started = self.world.gate.was_opened
         if started and code != self.exit_code():
             raise Violation(f"exit code {code} instead of {self.exit_code()}")
+        self.world.fade()
         check_end(self.world)
         return self.world
 

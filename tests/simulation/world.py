@@ -330,6 +330,12 @@ class World:
             self.last_timers = list(self.reactor.timers)
             self.server.close()
 
+    def fade(self):
+        """Let the clients read what is on its way when the server has ended."""
+        while self.events:
+            self.clock.now = max(self.clock.now, self.events[0][0])
+            self.act()
+
     # -- chance, time and the diary ------------------------------------------------------------
 
     def happens(self, probability):
