@@ -154,6 +154,8 @@ def whole_echo(rung):
             writers = []
             client.shutdown(socket.SHUT_WR)
         readable, writable, _ = select.select([client], writers, [], DEADLINE)
+        if not readable and not writable:
+            break  # it does not even say good-bye
         if writable:
             sent += client.send(data[sent : sent + 65536])
         if readable:

@@ -287,12 +287,15 @@ class HTTPCycle:
         if self.disconnected:
             raise ClientDisconnected("the client is gone")
         handler(self, message)
+        if self.transport.writing_paused:
+            await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough."""
         while self.transport.writing_paused and self.state != "complete":
             if self.disconnected:
-                break
+                raise ClientDisconnected("the client is gone")
             await self.wait()
-        if self.disconnected and self.state != "complete":
-            raise ClientDisconnected("the client is gone")
 
     def refuse(self, kind: object) -> None:
         """Raise the sentence that teaches, or ignore what comes after the end."""

@@ -130,6 +130,22 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """Read a whole number, 1 or more."""
+    if not count(text):
+        raise ValueError("a whole number, 1 or more")
+    return int(text)
+
+
+def byte_size(text: str) -> int:
+    """Read a number of bytes, as in 500M."""
+    number = text.rstrip("kKMGiB")
+    unit = text[len(number) :].rstrip("B").rstrip("i").upper()
+    if len(unit) > 1:
+        raise ValueError("a number of bytes, as in 500M or 2G")
+    return count(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
+
+
 def truth(text: str) -> bool:
     """Read true or false given as a word."""
     if text.lower() not in ("true", "false"):
@@ -351,7 +367,22 @@ class Config:
         group="limits",
     )
     limit_max_requests = Option(
-        0, "end after so many requests; 0: never", kind=count, group="limits"
+        0,
+        "end after so many requests, a worker once its successor is up; 0: never",
+        kind=count,
+        group="limits",
+    )
+    limit_max_requests_jitter = Option(
+        0,
+        "add up to so many, by chance, so that workers do not end together",
+        kind=count,
+        group="limits",
+    )
+    limit_connections = Option(
+        0,
+        "connections that one address may hold (to a worker); 0: no limit",
+        kind=count,
+        group="limits",
     )
     limit_request_line = Option(
         8192, "bytes of a request line, else 414", kind=count, group="limits"
@@ -365,6 +396,63 @@ class Config:
     limit_body_size = Option(
         0, "bytes of a request body, else 413; 0: no limit", kind=count, group="limits"
     )
+
+    # -- workers
+    workers = Option(
+        1,
+        "processes that serve side by side, under a supervisor",
+        kind=positive,
+        group="workers",
+        also="WEB_CONCURRENCY",
+    )
+    preload = Option(
+        False, "import APP once, before the workers are forked", flag=True, group="workers"
+    )
+    worker_start = Option(
+        "auto",
+        "how workers begin: a fork of the supervisor, or a new process",
+        choices=("auto", "fork", "spawn"),
+        group="workers",
+    )
+    timeout_worker_healthcheck = Option(
+        30.0,
+        "kill a worker that is blocked for so many seconds, having shown where; 0: never",
+        kind=seconds,
+        group="workers",
+    )
+    max_worker_age = Option(
+        0.0, "replace a worker after so many seconds; 0: never", kind=seconds, group="workers"
+    )
+    max_worker_memory = Option(
+        0,
+        "replace a worker that uses more bytes, as in 500M; 0: never",
+        kind=byte_size,
+        metavar="SIZE",
+        group="workers",
+    )
+    reload = Option(
+        False, "for developers: start anew when a file has changed", flag=True, group="reload"
+    )
+    reload_dir: Option[list[str]] = Option(
+        [],
+        "watch the files below (default: the app's directory) and the modules that APP imports",
+        kind=one_text,
+        repeat=True,
+        metavar="DIR",
+        group="reload",
+    )
+    reload_include: Option[list[str]] = Option(
+        [],
+        "watch files of this name too, besides *.py",
+        kind=one_text,
+        repeat=True,
+        metavar="GLOB",
+        group="reload",
+    )
+    reload_exclude: Option[list[str]] = Option(
+        [], "but not these", kind=one_text, repeat=True, metavar="GLOB", group="reload"
+    )
+    reload_delay = Option(0.25, "seconds between two looks", kind=seconds, group="reload")
 
     # -- deadlines
     timeout_handshake = Option(
@@ -441,6 +529,8 @@ class Config:
             raise ConfigError(f"--root-path {self.root_path!r} must begin with /", 2)
         if self.port > 65535:
             raise ConfigError(f"--port {self.port}: ports end at 65535", 2)
+        if self.workers < 1:
+            raise ConfigError(f"--workers {self.workers}: at least 1", 2)
 
 
 def all_options() -> list[Option[Any]]:

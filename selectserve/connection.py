@@ -19,7 +19,7 @@ from .errors import Cancelled, ProtocolError
 from .handshake import wants_websocket
 from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 from .logs import error_logger, log_app_error, printable
-from .reactor import NEVER, Deadline
+from .reactor import EVENT_READ, NEVER, Deadline
 from .response import ResponseWriter, plain_answer
 from .transport import LINGER_TIME
 from .upgrade import WebSocketConnection
@@ -141,11 +141,12 @@ class HTTPConnection:
                 self.finish(True)
                 return
             event = self.next_event()
+        if not transport.reading and not self.eof:
+            if event is NEED_DATA or self.parser.buffered <= PIPELINE_WATERMARK:
+                transport.resume_reading()
         if type(event) is Request:
             self.start_cycle(event)
         elif event is NEED_DATA:
-            if not transport.reading and not self.eof:
-                transport.resume_reading()
             if self.parser.buffered and self.awaited == "request":
                 self.wait_for("head", self.service.timeout_header)
         elif event is CLOSED:
@@ -279,7 +280,7 @@ class HTTPConnection:
         if cycle is not self.cycle:
             return
         self.cycle = None
-        if not self.writer.keep_alive or service.draining:
+        if not self.writer.keep_alive or service.draining == "now":
             # a client that did not ask for the end may be talking still
             talking = cycle.request.keep_alive or self.parser.buffered > 0
             self.finish(talking or cycle.input == "open")
@@ -310,7 +311,8 @@ class HTTPConnection:
             service.on_stop(exc)
         if exc is not None:
             hint = cycle.stepper.explain(exc)
-            log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}", hint)
+            tag = cycle.request_id and f" [{cycle.request_id.decode()}]"
+            log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}{tag or ''}", hint)
         if cycle.state == "complete" or cycle is not self.cycle:
             return
         if cycle.disconnected and not service.draining:  # the client has ended its side
@@ -402,15 +404,21 @@ class HTTPConnection:
         elif self.awaited == "body":
             self.refuse(ProtocolError("the request body did not come in time", 408))
         elif self.transport.out:  # the last answer is still being read: not idle yet
-            self.wait_for("request", self.service.timeout_keep_alive)
+            self.wait_for(self.awaited, self.service.timeout_keep_alive)
         else:
             self.transport.close()
 
-    def close_if_idle(self) -> None:
-        """Close, at shutdown, a connection between two requests; else this one is its last."""
+    def close_if_idle(self, gently: bool) -> None:
+        """Close, at shutdown, a connection between two requests; else this one is its last.
+
+        ``gently``: it may ask once more, since it may be doing so just now.
+        """
+        if self.cycle is None and not gently and self.transport.reading:
+            self.transport.read(EVENT_READ)  # a request that has come already is answered
         if self.cycle is not None:
-            self.writer.keep_alive = False
-        elif self.transport.state == "open":
+            if not gently or self.writer.framing in ("waiting", "held"):
+                self.writer.keep_alive = False
+        elif not gently and self.transport.state == "open":
             idle_since = self.deadline.at - self.service.timeout_keep_alive
             young = self.service.reactor.now - idle_since < LINGER_TIME
             self.finish(young or self.awaited != "request" or bool(self.transport.out))

@@ -156,6 +156,8 @@ class RequestParser:
         "read",
         "request",
         "scanned",
+        "section",
+        "section_headers",
     )
 
     def __init__(self, limits: Limits | None = None, fields: FieldLines | None = None) -> None:
@@ -166,6 +168,8 @@ class RequestParser:
         self.scanned = 0  # no line end that is looked for lies before it
         self.eof = False
         self.empty_lines = 0
+        self.section = b"\n"  # the last header section, if the next may be the same
+        self.section_headers: Headers = []
         self.request = NO_REQUEST  # the one whose head or body is being read
         self.body_left = 0  # of the whole body, or of the chunk
         self.body_received = 0
@@ -222,10 +226,58 @@ class RequestParser:
     # -- states: each returns an event, or says NEED_DATA and stays ---------------------------
 
     def read_idle(self) -> HTTPEvent:
+        """Read a plain head that is here from end to end: most are, and it halves the time.
+
+        Whatever is not as plain as that is left untouched, for the other states to read step
+        by step.
+        """
+        buffer, position = self.buffer, self.position
+        line_end = buffer.find(b"\r\n", position)
+        plain = PLAIN_REQUEST_LINE.fullmatch(buffer, position, line_end)
+        end = buffer.find(b"\r\n\r\n", line_end)
+        if plain is None or not 0 <= end - position <= self.limits.plain_head:
+            return self.skip_empty_lines()
+        name, target, raw_path, query_string = plain.groups(b"")
+        request = Request(METHODS[name], bytes(target), raw_path, query_string, "1.1")
+        section = buffer[line_end + 2 : end]
+        if section == self.section:  # clients repeat themselves
+            request.headers = self.section_headers.copy()
+        elif not self.read_plain_section(request, bytes(section)):
+            return self.skip_empty_lines()
+        self.request = request
+        self.position = end + 4
+        self.empty_lines = 0
+        if request.content_length:
+            self.body_left = request.content_length
+            self.read = RequestParser.read_sized
+        else:
+            self.read = RequestParser.read_end
+        return request
+
+    def read_plain_section(self, request: Request, section: bytes) -> bool:
+        """Read all fields into ``request``; False if there is anything to refuse or to stream.
+
+        A section about nothing but the connection's next request is remembered until the
+        connection sends another one, or ends: browsers and clients of APIs repeat theirs.
+        """
+        lines = section.split(b"\r\n") if section else []
+        if len(lines) > self.limits.header_fields:
+            return False
+        try:
+            request.headers, special = self.fields.read(lines)
+            apply_framing(request, special)
+        except ProtocolError:
+            return False
+        length = request.content_length
+        if request.chunked or (length and length > self.limits.body_size > 0):
+            return False
+        if length is None and request.keep_alive and not request.upgrade | request.expect_continue:
+            self.section = section
+            self.section_headers = request.headers.copy()
+        return True
+
+    def skip_empty_lines(self) -> HTTPEvent:
         """Skip the few empty lines that may stand before a request line (RFC 9112 §2.2)."""
-        request = self.read_whole_head()
-        if request is not None:
-            return request
         buffer, position = self.buffer, self.position
         while buffer[position : position + 2] == b"\r\n" and self.empty_lines < MAX_EMPTY_LINES:
             self.empty_lines += 1
@@ -241,36 +293,6 @@ class RequestParser:
         self.scanned = position
         self.read = RequestParser.read_request_line
         return self.read_request_line()
-
-    def read_whole_head(self) -> Request | None:
-        """Read a plain head that is here from end to end: most are, and it halves the time.
-
-        Whatever is not as plain as that is left untouched, for the states to read step by step.
-        """
-        buffer, position = self.buffer, self.position
-        end = buffer.find(b"\r\n\r\n", position)
-        if end < 0 or end - position > self.limits.plain_head or type(buffer) is not bytes:
-            return None
-        lines = buffer[position:end].split(b"\r\n")
-        plain = PLAIN_REQUEST_LINE.fullmatch(lines.pop(0))
-        if plain is None or len(lines) > self.limits.header_fields:
-            return None
-        name, target, raw_path, query_string = plain.groups(b"")
-        request = Request(METHODS[name], target, raw_path, query_string, "1.1")
-        try:
-            request.headers, special = self.fields.read(lines)
-            apply_framing(request, special)
-        except ProtocolError:
-            return None
-        length = request.content_length
-        if request.chunked or (length and length > self.limits.body_size > 0):
-            return None
-        self.request = request
-        self.position = end + 4
-        self.empty_lines = 0
-        self.body_left = length or 0
-        self.read = RequestParser.read_sized if length else RequestParser.read_end
-        return request
 
     def read_request_line(self) -> HTTPEvent:
         """Read method, target and version (RFC 9112 §3)."""
@@ -399,6 +421,7 @@ class RequestParser:
             self.read = RequestParser.read_idle
         else:
             self.read = RequestParser.read_nothing
+        self.request = NO_REQUEST  # what is refused from here on was no part of it
         return END
 
     def read_nothing(self) -> HTTPEvent:
@@ -500,14 +523,14 @@ def apply_framing(request: Request, special: Headers) -> None:
     """Read what the special fields say of body, connection and host; raise ProtocolError."""
     modern = request.http_version == "1.1"
     host = length = coding = None
-    typed = False
+    typed = persistence = False
     for name, value in special:
         if name == b"host":
             if host is not None:
                 raise ProtocolError("more than one host field")
             host = value
         elif name == b"connection":
-            apply_connection(request, value.lower())
+            persistence = persistence or value.lower() != b"keep-alive" or not modern
         elif name == b"content-length":
             if length is not None:
                 raise ProtocolError("more than one content-length field")
@@ -526,6 +549,10 @@ def apply_framing(request: Request, special: Headers) -> None:
             if modern and value.lower() != b"100-continue":
                 raise ProtocolError(f"unknown expectation {value[:40]!r}", 417)
             request.expect_continue = modern
+    if persistence:  # else it is as most browsers say, and as it is anyway
+        # RFC 9112 §9.3: close wins over keep-alive, in whatever order they come
+        options = field_list(request.headers, b"connection")
+        request.keep_alive = b"close" not in options and (modern or b"keep-alive" in options)
     if coding is not None:
         if length is not None or not modern:
             raise ProtocolError("transfer-encoding with content-length, or in HTTP/1.0")
@@ -541,16 +568,6 @@ def apply_framing(request: Request, special: Headers) -> None:
         request.headers = [
             (name, authority if name == b"host" else value) for name, value in request.headers
         ]
-
-
-def apply_connection(request: Request, value: bytes) -> None:
-    """Read a Connection field (RFC 9112 §9.3): close wins over keep-alive, in whatever order."""
-    if value == b"keep-alive" and request.http_version == "1.1":
-        return  # what most browsers say, and what is so anyway
-    options = field_list(request.headers, b"connection")
-    request.keep_alive = b"close" not in options and (
-        request.http_version == "1.1" or b"keep-alive" in options
-    )
 
 
 NO_REQUEST = Request("", b"/", b"/", b"", "1.1")

@@ -81,6 +81,12 @@ class Listener:
             if not self.listening:  # somebody paused or closed us meanwhile
                 return
 
+    def accept_rest(self) -> None:
+        """Accept all who wait already: closing the last copy of the socket resets them."""
+        for _ in range(1 + self.backlog // MAX_ACCEPTS):
+            if self.listening:
+                self.on_connect(EVENT_READ)
+
     def back_off(self) -> None:
         """Leave the selector for a moment: a level-triggered listener would spin."""
         self.refused += 1

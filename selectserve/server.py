@@ -123,6 +123,7 @@ class Server:
         self.listeners: list[Listener] = []
         self.socket_files: list[SocketFile] = []
         self.stops = 0  # how many times the server was told to stop
+        self.retiring = False  # another process goes on accepting: there is no hurry
         self.waiter: Waits | None = None  # of main, while it waits for a change
         self.urls: list[str] = []
         self.had_terminal = has_terminal()
@@ -223,6 +224,10 @@ class Server:
             listener.start()
             address = describe_address(listener.sock)
             self.urls.append(address if address.startswith("unix:") else f"{scheme}://{address}")
+        self.announce()
+
+    def announce(self) -> None:
+        """Say where we serve."""
         error_logger.info(
             "selectserve running on %s (%s, process %d, Ctrl-C to stop)",
             ", ".join(self.urls),
@@ -254,18 +259,19 @@ class Server:
         began = self.reactor.clock()
         timeout = self.config.timeout_graceful_shutdown
         for listener in self.listeners:
+            if not self.retiring:
+                listener.accept_rest()
             listener.close()
         for file in self.socket_files:
             file.remove()
-        self.entrance.close()
-        service.draining = True
         service.on_change = self.wake
-        for connection in list(service.connections):
-            connection.close_if_idle()
+        service.draining = "gently"
+        self.close_idle(gently=self.retiring)
         error_logger.info("shutting down: listeners closed, %d requests to finish", service.cycles)
         if await self.idle_until(began + timeout * SOFT_PART, 1):
             return
         if self.stops < 2:
+            self.close_idle(gently=False)
             error_logger.info("telling %d long requests to end", service.cycles)
             for connection in list(service.connections):
                 connection.tell_end(False)
@@ -280,10 +286,18 @@ class Server:
         for connection in list(service.connections):
             connection.transport.abort()
 
+    def close_idle(self, gently: bool) -> None:
+        """Close the connections that ask for nothing now, or leave them a last request."""
+        if not gently:
+            self.entrance.close()
+            self.service.draining = "now"
+        for connection in list(self.service.connections):
+            connection.close_if_idle(gently)
+
     async def idle_until(self, at: float, stops: int) -> bool:
         """Wait until all work is done; False when the time is over or a stop came meanwhile."""
         service = self.service
-        while service.cycles or self.unfinished(stops):
+        while service.cycles or self.entrance.pending or self.unfinished(stops):
             if self.stops > stops or self.reactor.clock() >= at:
                 return False
             await self.change(at)

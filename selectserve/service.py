@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
         transport: Transport
 
-        def close_if_idle(self) -> None: ...
+        def close_if_idle(self, gently: bool) -> None: ...
         def tell_end(self, everybody: bool) -> None: ...
 
 
@@ -68,7 +68,7 @@ class Service:
         self.connections: set[Connected] = set()
         self.cycles = 0  # requests in flight, background work included
         self.requests = 0  # requests begun in all
-        self.draining = False  # shutting down: this request is the connection's last
+        self.draining = ""  # shutting down: "gently", a kept connection may ask once more, or "now"
         self.on_change: Callable[[], object] | None = None  # a connection or a request has ended
         self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
         self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out

@@ -70,8 +70,10 @@ class WebSocketSession:
 
     def put(self, text: str | None, data: bytes | None) -> None:
         """Give the app a message; exactly one of the two is not None."""
-        self.inbox.append({"type": "websocket.receive", "text": text, "bytes": data})
-        self.release_waiters()
+        if self.state != "closed":
+            self.inbox.append({"type": "websocket.receive", "text": text, "bytes": data})
+            if self.waiters:
+                self.release_waiters()
 
     def disconnect(self, code: int, reason: str, gone: bool = True) -> None:
         """It is over: told to the app behind the messages that are here, for ever after."""
@@ -115,7 +117,8 @@ class WebSocketSession:
             if not self.inbox and self.disconnected is None:
                 await self.wait()
         message = self.inbox.popleft()
-        self.owner.messages_wanted()
+        if not self.inbox and self.disconnected is None:
+            self.owner.messages_wanted()
         return message
 
     async def send(self, message: Message) -> None:
@@ -180,6 +183,7 @@ class WebSocketSession:
         code = message.get("code", 1000)
         reason = message.get("reason") or ""
         self.owner.send_close(1000 if code is None else code, reason)
+        self.inbox.clear()  # what the app closes it does not want to hear of any more
         self.disconnect(1000 if code is None else code, reason, gone=False)
 
 

@@ -44,6 +44,7 @@ class WebSocketConnection:
         "client",
         "deadline",
         "early",
+        "full",
         "handshake",
         "machine",
         "service",
@@ -58,6 +59,7 @@ class WebSocketConnection:
         self.handshake = read_handshake(request, deflate=service.ws_deflate)
         self.service = service
         self.transport = transport
+        self.full = False  # the session holds as many messages as it may
         self.early = rest  # frames that came before the app accepted
         self.machine: WebSocket | None = None
         self.writer: ResponseWriter | None = None  # of an answer instead of a 101
@@ -87,6 +89,8 @@ class WebSocketConnection:
         service.connections.add(self)
         service.cycles += 1
         service.requests += 1
+        if service.requests == service.limit_max_requests and service.on_limit is not None:
+            service.on_limit()
         if self.transport.trace:
             self.transport.trace("upgrade", self.transport, session.scope["path"])
         coro = service.app(session.scope, session.receive, session.send)
@@ -138,30 +142,33 @@ class WebSocketConnection:
         if machine is None:
             return
         trace = self.transport.trace
-        while len(session.inbox) < self.service.ws_max_queue:
+        inbox, most = session.inbox, self.service.ws_max_queue
+        self.full = False
+        while True:
+            if len(inbox) >= most and session.state != "closed":
+                self.full = True  # what else has come stays in the machine, and in the kernel
+                self.transport.pause_reading()
+                break
             event = machine.next_event()
             if trace:
                 trace("event", self.transport, event)
+            if event is NEED_DATA:
+                break
             if type(event) is Text:
                 session.put(event.text, None)
             elif type(event) is Binary:
                 session.put(None, event.data)
-            elif event is NEED_DATA:
-                break
             elif type(event) is Close:
                 self.end(event)
                 return
         self.write_out()
-        if len(session.inbox) >= self.service.ws_max_queue:
-            self.transport.pause_reading()
 
     def messages_wanted(self) -> None:
-        """The app takes messages: read on."""
-        if self.machine is not None and self.transport.state == "open":
-            if len(self.session.inbox) < self.service.ws_max_queue and not self.must_wait():
-                if self.machine.buffered or not self.transport.reading:
-                    self.transport.resume_reading()
-                    self.pump()
+        """The app takes messages: read on, once there is room for half a queue of them."""
+        if self.full or not self.transport.reading:
+            if len(self.session.inbox) * 2 <= self.service.ws_max_queue and not self.must_wait():
+                self.transport.resume_reading()
+                self.pump()
 
     def must_wait(self) -> bool:
         """Tell whether the client has too much to read already."""
@@ -315,7 +322,7 @@ class WebSocketConnection:
             self.close_with(1011)
             self.finish(True)
 
-    def close_if_idle(self) -> None:
+    def close_if_idle(self, gently: bool) -> None:
         """At shutdown no WebSocket is idle: 1012 tells the client to come again (RFC 6455 §7.4)."""
         self.close_with(1012)
 

@@ -96,6 +96,13 @@ async def hello(scope, receive, send):
 
 
 @route
+async def mark(scope, receive, send):
+    """Write a line to the log, behind all that the server wrote so far."""
+    note(scope, "is here")
+    await respond(send)
+
+
+@route
 async def echo(scope, receive, send):
     """Answer with the body, once all of it is there."""
     body = await read_body(receive)

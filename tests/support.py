@@ -6,6 +6,7 @@ says what it was waiting for.
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import re
@@ -71,16 +72,18 @@ class Lines:
             self.changed.notify_all()
 
     def wait_for(
-        self, pattern: str, deadline: float = DEADLINE, start: int = 0
+        self, pattern: str, deadline: float = DEADLINE, start: int = 0, count: int = 1
     ) -> re.Match[str] | None:
-        """Return the first match of ``pattern`` from line ``start`` on, None when there is none."""
+        """Return match number ``count`` of ``pattern`` from line ``start`` on, or None."""
         end = time.monotonic() + deadline
         with self.changed:
             while True:
                 for line in self.lines[start:]:
                     match = re.search(pattern, line)
                     if match:
-                        return match
+                        count -= 1
+                        if count == 0:
+                            return match
                 start = max(start, len(self.lines))
                 left = end - time.monotonic()
                 if self.ended or left <= 0:
@@ -102,9 +105,16 @@ class Server:
     """A real server process: ``Server("tests.apps:echo", "--lifespan", "off")``; see ``serve``."""
 
     def __init__(
-        self, app: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT
+        self,
+        app: str,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+        program: list[str] | None = None,  # another server's, which takes the same arguments
     ) -> None:
         command = server_command(app, *arguments)
+        if program is not None:
+            command = [*program, app, *arguments]
         if not {"--port", "--uds", "--fd"} & set(arguments):
             command += ["--port", "0"]
         self.process = subprocess.Popen(
@@ -118,6 +128,7 @@ class Server:
         self.stdout = Lines(self.process.stdout)
         self.stderr = Lines(self.process.stderr)
         self.host, self.port = "127.0.0.1", 0
+        self.marks = itertools.count()
         try:
             url = self.wait_for_log(r"https?://(\[[^\]]+\]|[\w.\-]+):(\d+)|unix:\S+")
         except BaseException:
@@ -140,12 +151,24 @@ class Server:
         return len(self.stderr.lines)
 
     def wait_for_log(
-        self, pattern: str, deadline: float = DEADLINE, start: int = 0
+        self, pattern: str, deadline: float = DEADLINE, start: int = 0, count: int = 1
     ) -> re.Match[str]:
-        """Return the match of a log line with ``pattern``; fail when none comes in time."""
-        match = self.stderr.wait_for(pattern, deadline, start)
+        """Return the match of log line number ``count`` with ``pattern``; fail without it.
+
+        What the server wrote before it answered may be read here only after the answer: a log line
+        is waited for; whether one is missing is asked of ``complete_log``.
+        """
+        match = self.stderr.wait_for(pattern, deadline, start, count)
         assert match, f"no log line matches {pattern!r}; the log:\n{self.log_text()}"
         return match
+
+    def complete_log(self) -> str:
+        """Return all that was logged until now, by a server of ``tests.apps:app``."""
+        mark = f"mark-{next(self.marks)}"
+        with self.connect() as client:
+            client.get(f"/mark?{mark}")
+        self.wait_for_log(f"APP {mark} is here")
+        return self.log_text()
 
     def wait_for_access(self, pattern: str, deadline: float = DEADLINE) -> re.Match[str]:
         """Return the match of a line of the access log, which goes to stdout."""
@@ -164,7 +187,10 @@ class Server:
     def wait(self, deadline: float = DEADLINE) -> int:
         """Return the exit code of a server that ends by itself; fail when it does not in time."""
         try:
-            return self.process.wait(deadline)
+            code = self.process.wait(deadline)
+            self.stdout.thread.join(DEADLINE)  # all that it wrote is in our hands then
+            self.stderr.thread.join(DEADLINE)
+            return code
         except subprocess.TimeoutExpired:
             raise AssertionError(
                 f"the server still runs after {deadline} s; the log:\n{self.log_text()}"

@@ -337,6 +337,16 @@ def connection_options(n):
     return [b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + b"a," * n + b"a\r\n\r\n"]
 
 
+def connection_fields(n):
+    return [b"GET / HTTP/1.1\r\nHost: a\r\n" + b"Connection: a, b\r\n" * n + b"\r\n"]
+
+
+def equal_fields_of_framing(n):
+    return [
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"Upgrade: b\r\nExpect: 100-continue\r\n" * n + b"\r\n"
+    ]
+
+
 ADVERSARIES = [
     (one_byte_reads, 8000),
     (short_fields, 8000),
@@ -357,6 +367,8 @@ ADVERSARIES = [
     (odd_host, 400),
     (odd_target, 4000),
     (connection_options, 20000),
+    (connection_fields, 400),
+    (equal_fields_of_framing, 2000),
 ]
 
 

@@ -177,7 +177,7 @@ def test_a_body_cut_short_is_a_disconnect(server, tag, data, end):
         getattr(client, end)()
         server.wait_for_log(rf"APP {tag} .*'http.disconnect'")
         assert f"APP {tag} {{'type': 'http.request'" in server.log_text()
-        assert not re.search(rf"APP {tag} .*'more_body': False", server.log_text())
+        assert not re.search(rf"APP {tag} .*'more_body': False", server.complete_log())
 
 
 @pytest.mark.parametrize("bad", [b"x\r\n", b"3\r\nabcX", b"0\r\nContent-Length: 5\r\n\r\n"])
@@ -212,7 +212,7 @@ def test_a_declared_body_over_the_limit_never_reaches_the_app(module_serve, tag)
     with server.connect() as client:
         client.request("POST", f"/streaming_messages?{tag}", body=b"01234567890")
         check_refusal(client.read_response(), "413")
-        assert f"APP {tag}" not in server.log_text()
+        assert f"APP {tag}" not in server.complete_log()
 
 
 def test_a_chunked_body_over_the_limit_is_cut(module_serve, tag):
@@ -397,7 +397,7 @@ def test_pipelined_requests_are_answered_in_order(server, tag):
         server.wait_for_log(f"APP gate={tag}-1 begun")
         other.get(f"/open_gate?gate={tag}-2")
         assert client.is_silent(0.1)
-        assert f"APP gate={tag}-2 begun" not in server.log_text()
+        assert f"APP gate={tag}-2 begun" not in server.complete_log()
         other.get(f"/open_gate?gate={tag}-1")
         assert client.read_response().body == f"gate={tag}-1".encode()
         assert client.read_response().body == f"gate={tag}-2".encode()

@@ -160,6 +160,7 @@ def test_json_end_to_end(serve):
     assert seen[0]["request_id"] == "given-1" and seen[1]["request_id"]
     assert first.get("x-request-id") == b"given-1"
     assert second.status == 500
+    server.wait_for_log(rf"the app failed: GET /raise_before \[{seen[1]['request_id']}\]")
 
 
 def test_the_default_line_is_unchanged(serve):

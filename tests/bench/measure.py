@@ -152,7 +152,7 @@ class Bench:
         for _ in range(3):
             outcome, cpu, foreign = self.watch(workload, server)
             row.disturbed.append(foreign)
-            if foreign < DISTURBED:
+            if foreign < DISTURBED or self.per_cpu:
                 break
         row.busy.setdefault(server.name, []).append(cpu / outcome.seconds)
         return outcome.requests / (cpu if self.per_cpu else outcome.seconds)

@@ -37,7 +37,7 @@ class Asynchronous:
 
 class Synchronous:
     async def on_get(self, request, response):
-        text(response, await falcon.sync_to_async(lambda: "sync")())
+        text(response, await falcon.sync_to_async(lambda: "sync"))
 
 
 class Stream:

@@ -104,8 +104,8 @@ async def endless(request):
 
 async def wait_for_client(request):
     note("waiting")
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.001)
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
     note("client left")
     return PlainTextResponse("nobody")
 
@@ -143,7 +143,7 @@ app = Starlette(
         Route("/upload", upload, methods=["POST"]),
         Route("/state", state),
         Route("/error", error),
-        Route("/echo/{rest:path}", echo),
+        Route("/echo/{rest:path}", echo, methods=["GET", "POST"]),
         Route("/endless", endless),
         Route("/wait-for-client", wait_for_client),
         WebSocketRoute("/ws", socket),
