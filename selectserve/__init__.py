@@ -23,8 +23,9 @@ from __future__ import annotations
 
 from .config import Config
 from .errors import Cancelled, ClientDisconnected, ConfigError, ProtocolError
+from .launch import run
 from .reactor import Reactor
-from .server import Server, run
+from .server import Server
 from .task import Event, run_in_thread, sleep, spawn, wait_readable, wait_writable
 
 __version__ = "0.1.0"

@@ -124,6 +124,8 @@ class Arrival:
         """The client has got through, or is gone."""
         self.deadline.close()
         self.entrance.pending.discard(self)
+        if self.entrance.service.on_change is not None:
+            self.entrance.service.on_change()
 
     def on_deadline(self) -> None:
         """The client was silent, or much too slow."""

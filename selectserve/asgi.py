@@ -341,7 +341,10 @@ class HTTPCycle:
         elif writer.trailers and not writer.fault:
             self.state = "trailing"
         else:
-            self.end()
+            self.state = "complete"
+            self.owner.response_complete(self)
+            if self.waiters or writer.fault:
+                self.end()
 
     def on_trailers(self, message: Message) -> None:
         """Write trailer fields where this framing has a place for them (spec: trailers)."""
@@ -350,6 +353,8 @@ class HTTPCycle:
         if pieces:
             self.transport.write(pieces)
         if not more:
+            self.state = "complete"
+            self.owner.response_complete(self)
             self.end()
 
     def on_early_hint(self, message: Message) -> None:
@@ -365,9 +370,7 @@ class HTTPCycle:
         return self.unanswered_expect or (length is not None and length > MAX_DISCARD)
 
     def end(self) -> None:
-        """The response is complete, whatever the app does afterwards."""
-        self.state = "complete"
-        self.owner.response_complete(self)
+        """Tell who waits that nothing more will come, and the app if it miscounted its body."""
         if self.waiters:
             self.release_waiters()
         fault = self.writer.fault

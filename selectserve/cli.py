@@ -7,7 +7,7 @@ import sys
 
 from .config import Config, all_options, environment_values
 from .errors import ConfigError
-from .server import check, serve
+from .launch import check, serve
 from .sources import load_env_file, read_config_file, write_config
 
 TYPE_CHECKING = False

@@ -21,7 +21,6 @@ from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 from .logs import error_logger, log_app_error, printable
 from .reactor import EVENT_READ, NEVER, Deadline
 from .response import ResponseWriter, plain_answer
-from .transport import LINGER_TIME
 from .upgrade import WebSocketConnection
 
 TYPE_CHECKING = False
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
 BODY_WATERMARK = 65536  # bytes of a body that the app has not received
 BODY_PROGRESS = 1024  # bytes that count as progress of a slow body
+ON_ITS_WAY = 0.25  # seconds in which, at shutdown, one more request may arrive
 
 
 class HTTPConnection:
@@ -131,7 +131,15 @@ class HTTPConnection:
         transport = self.transport
         if self.cycle is not None or transport.state != "open" or transport.writing_paused:
             return
-        event = self.next_event()
+        event: HTTPEvent | None
+        if transport.trace:
+            event = self.trace_event(transport.trace)
+        else:
+            try:
+                event = self.parser.next_event()
+            except ProtocolError as exc:
+                self.refuse(exc)
+                return
         while type(event) is Data or type(event) is EndOfMessage:  # of a body nobody read
             if type(event) is Data:
                 self.discarded += len(event.data)
@@ -287,7 +295,8 @@ class HTTPConnection:
             return
         self.discarded = 0
         self.awaited = "rest" if cycle.input == "open" else "request"
-        self.deadline.set(service.reactor.now + service.timeout_keep_alive)
+        # not reactor.now: the app may have held this turn for longer than that
+        self.deadline.set(service.reactor.clock() + service.timeout_keep_alive)
         if not transport.reading or self.parser.buffered:
             self.read_on()
 
@@ -406,7 +415,10 @@ class HTTPConnection:
         elif self.transport.out:  # the last answer is still being read: not idle yet
             self.wait_for(self.awaited, self.service.timeout_keep_alive)
         else:
-            self.transport.close()
+            if self.transport.reading:
+                self.transport.read(EVENT_READ)  # a request that has come already is answered
+            if self.cycle is None and self.deadline.at == NEVER:
+                self.transport.close()
 
     def close_if_idle(self, gently: bool) -> None:
         """Close, at shutdown, a connection between two requests; else this one is its last.
@@ -420,8 +432,10 @@ class HTTPConnection:
                 self.writer.keep_alive = False
         elif not gently and self.transport.state == "open":
             idle_since = self.deadline.at - self.service.timeout_keep_alive
-            young = self.service.reactor.now - idle_since < LINGER_TIME
-            self.finish(young or self.awaited != "request" or bool(self.transport.out))
+            if self.awaited == "request" and self.service.reactor.now < idle_since + ON_ITS_WAY:
+                self.deadline.set(idle_since + ON_ITS_WAY)
+            else:
+                self.finish(bool(self.transport.out))
 
     def tell_end(self, everybody: bool) -> None:
         """Tell, at shutdown, a stream or a long poll that it should end; or any request."""

@@ -37,7 +37,7 @@ from .logs import (
 )
 from .reactor import Reactor
 from .service import Service
-from .sockets import SocketFile, check_places, describe_address, open_sockets, unix_name
+from .sockets import SocketFile, describe_address, open_sockets, unix_name
 from .sources import load_env_file
 from .systemd import Notifier
 from .task import current_stepper, release
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Callable
 
-    from .task import Cancels, Stepper, Waits
+    from .task import Cancels, Result, Stepper, Waits
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 RELOAD_SIGNALS = ("SIGHUP",)
@@ -151,6 +151,9 @@ class Server:
         service.ws_deflate = config.ws_per_message_deflate
         service.limit_concurrency = config.limit_concurrency
         service.limit_max_requests = config.limit_max_requests
+        if config.limit_max_requests_jitter and config.limit_max_requests:
+            chance = int.from_bytes(os.urandom(4), "big")
+            service.limit_max_requests += chance % (config.limit_max_requests_jitter + 1)
         own = {name.lower() for name, _ in config.header}
         lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in config.header]
         if config.server_header and "server" not in own:
@@ -408,33 +411,9 @@ class Server:
         self.wake()
 
     def install_signals(self) -> Callable[[], None]:
-        """Route the stop signals through the wakeup pair; return what undoes it.
-
-        Outside of the main thread Python allows no handlers, and none are wanted: the host
-        program owns the process.
-        """
-        try:
-            wakeup = signal.set_wakeup_fd(
-                self.reactor.wakeup_sender.fileno(), warn_on_full_buffer=False
-            )
-        except ValueError:
-            return lambda: None
+        """Take the signals; return what gives them back."""
         names = (*STOP_SIGNALS, *RELOAD_SIGNALS, *REOPEN_SIGNALS)
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        for name in RELOAD_SIGNALS:  # under nohup a hang-up is to mean nothing at all
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == signal.SIG_IGN:
-                numbers.remove(number)
-        # The handler does nothing: the byte in the pair does, on the reactor's own turn.
-        previous = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
-        self.reactor.on_signal = self.on_signal
-
-        def restore() -> None:
-            for number, handler in previous:
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-            signal.set_wakeup_fd(wakeup)
-
-        return restore
+        return route_signals(self.reactor, names, self.on_signal)
 
     def on_signal(self, number: int) -> None:
         """Act on a signal, between two handlers."""
@@ -488,40 +467,37 @@ class Server:
         self.reactor.close()
 
 
-def run(app: Any = None, **options: Any) -> None:
-    """Serve ``app`` (an import string or the app itself) until Ctrl-C; options as in Config.
+def route_signals(
+    reactor: Reactor, names: Sequence[str], on_signal: Callable[[int], object]
+) -> Callable[[], None]:
+    """Route signals through the wakeup pair; return what undoes it.
 
-    Exits the process with uvicorn's codes when it cannot start: 1 for the app, 2 for usage, 3
-    for start-up.
+    Outside of the main thread Python allows no handlers, and none are wanted: the host program
+    owns the process.
     """
-    code = serve(Config(app, **options))
-    if code:
-        sys.exit(code)
-
-
-def serve(config: Config) -> int:
-    """Serve with ``config``; return the exit code. What the app raises on import is shown."""
-    prepared = prepare(config)
-    return prepared.run() if isinstance(prepared, Server) else prepared
-
-
-def check(config: Config) -> int:
-    """Do all that serve does before it listens; return the exit code it would end with."""
-    prepared = prepare(config)
-    if not isinstance(prepared, Server):
-        return prepared
-    prepared.close()
     try:
-        check_places(config)
-    except ConfigError as exc:
-        error_logger.error("%s", exc)
-        return exc.exit_code
-    error_logger.info("the configuration is good, and the app can be imported")
-    return 0
+        wakeup = signal.set_wakeup_fd(reactor.wakeup_sender.fileno(), warn_on_full_buffer=False)
+    except ValueError:
+        return lambda: None
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    for name in RELOAD_SIGNALS:  # under nohup a hang-up is to mean nothing at all
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            numbers.remove(number)
+    # The handler does nothing: the byte in the pair does, on the reactor's own turn.
+    previous = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
+    reactor.on_signal = on_signal
+
+    def restore() -> None:
+        for number, handler in previous:
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.set_wakeup_fd(wakeup)
+
+    return restore
 
 
-def prepare(config: Config) -> Server | int:
-    """Set logging up and load the app: a server that is ready to run, or the exit code."""
+def prepare(config: Config, make: Callable[[], Result]) -> Result | int:
+    """Set logging up and ``make`` what is to run, app and all; or return the exit code."""
     chosen = config.log_level if "log_level" in config.values or not config.log_config else None
     try:
         if config.env_file:
@@ -529,7 +505,7 @@ def prepare(config: Config) -> Server | int:
         if config.log_config:
             load_log_config(config.log_config)
         set_up_logging(chosen, config.use_colors, config.access_log_format)
-        return Server(config)
+        return make()
     except ConfigError as exc:
         set_up_logging(config.log_level, config.use_colors)  # if it was that which failed
         error_logger.error("%s", exc)

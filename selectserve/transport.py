@@ -66,7 +66,6 @@ class Transport:
         "reactor",
         "reading",
         "secure",
-        "sent",
         "sock",
         "state",
         "trace",
@@ -98,7 +97,6 @@ class Transport:
         self.writing_paused = False
         self.out: list[Piece] = []
         self.out_size = 0
-        self.sent = 0
         self.linger_left = LINGER_BYTES
         self.unproven = 0  # bytes still to be sent before the write deadline moves on
         self.on_flushed: Callable[[], object] | None = None
@@ -163,12 +161,7 @@ class Transport:
 
     def flush(self) -> None:
         """Send what was gathered in this turn; ask for EVENT_WRITE only if it did not all go."""
-        if self.blocked:
-            return
-        out = self.out
-        if len(out) == 2 and self.out_size <= JOIN_LIMIT:  # a head and a body: most answers
-            out[:] = (b"".join(out),)
-        if out:
+        if self.out and not self.blocked:
             self.transmit()
 
     def write_on(self) -> None:
@@ -263,13 +256,15 @@ class Transport:
         """Send as much as the socket takes: the one place that sends."""
         out = self.out
         try:
-            sent = self.sock.send(out[0]) if len(out) == 1 else self.send_pieces(out)
+            if self.out_size <= JOIN_LIMIT or not HAVE_SENDMSG:
+                sent = self.sock.send(out[0] if len(out) == 1 else b"".join(out))
+            else:
+                sent = self.sock.sendmsg(out[:MAX_PIECES])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as exc:
             self.lost(exc)
             return
-        self.sent += sent
         if self.trace:
             self.trace("flush", self, f"{sent} of {self.out_size} bytes")
         if sent == self.out_size:
@@ -279,12 +274,6 @@ class Transport:
                 self.on_all_sent()
         else:
             self.keep(sent)
-
-    def send_pieces(self, pieces: list[Piece]) -> int:
-        """Send the first pieces in one system call; return how many bytes went."""
-        if self.out_size <= JOIN_LIMIT or not HAVE_SENDMSG:
-            return self.sock.send(b"".join(pieces))
-        return self.sock.sendmsg(pieces[:MAX_PIECES])
 
     def keep(self, sent: int) -> None:
         """Keep what did not go, without copying it, and wait for EVENT_WRITE."""
@@ -378,7 +367,7 @@ class Transport:
             return
         self.state = "closed"
         if self.trace:
-            self.trace("close", self, exc or f"{self.sent} bytes sent in all")
+            self.trace("close", self, exc or f"{self.out_size} bytes left unsent")
         if self.interest:
             self.interest = 0
             self.reactor.unregister(self.sock)

@@ -7,7 +7,6 @@ RX receive, TX send, ER errors of the app, LS lifespan, RL reliability.
 from __future__ import annotations
 
 import ast
-import re
 import signal
 import subprocess
 import sys

@@ -22,7 +22,8 @@ ROOMS = """
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi session access wsgi
     service upgrade connection arrival
-    importer welcome inspector server supervisor reload
+    importer welcome inspector server worker supervisor
+    reload launch
     cli bundle gunicorn
 """.split()
 

@@ -55,7 +55,8 @@ class Authority:
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
         openssl(
             "req", "-x509", *curve, "-keyout", f"{name}.key", "-out", f"{name}.pem",
-            "-days", 2, "-subj", subject, cwd=self.home,
+            "-days", 2, "-subj", subject, "-addext", "keyUsage=digitalSignature,keyCertSign",
+            cwd=self.home,
         )  # fmt: skip
         return self.home / f"{name}.pem"
 
@@ -67,7 +68,8 @@ class Authority:
             "-subj", subject, cwd=self.home,
         )  # fmt: skip
         extensions = self.home / f"{name}.ext"
-        extensions.write_text(f"subjectAltName={names}\n" if names else "")
+        lines = "authorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
+        extensions.write_text(lines + (f"subjectAltName={names}\n" if names else ""))
         openssl(
             "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
             "-CAcreateserial", "-days", 2, "-out", f"{name}.pem", "-extfile", extensions,
@@ -110,7 +112,7 @@ def server(module_serve, pki):
 
 
 def client_context(pki: Authority, **options: object) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=pki.cert)
+    context = ssl.create_default_context(cafile=str(pki.cert))
     for name, value in options.items():
         setattr(context, name, value)
     return context
@@ -321,7 +323,7 @@ def mutual(module_serve, pki):
 
 def test_client_certificate(mutual, pki):
     context = client_context(pki)
-    context.load_cert_chain(pki.home / "client.pem", pki.home / "client.key")
+    context.load_cert_chain(str(pki.home / "client.pem"), str(pki.home / "client.key"))
     with TLSClient(mutual.address, context) as client:
         tls = scope_of(client.get("/scope"))["extensions"]["tls"]
     assert tls["client_cert_name"] == r"2.5.4.5=#13023432,CN=Zoë \+ #1,O=Acme\, Inc.,C=DE"
@@ -331,7 +333,7 @@ def test_client_certificate(mutual, pki):
 
 def test_client_without_certificate_is_refused(mutual, pki, stranger):
     bare, wrong = client_context(pki), client_context(pki)
-    wrong.load_cert_chain(stranger.home / "client.pem", stranger.home / "client.key")
+    wrong.load_cert_chain(str(stranger.home / "client.pem"), str(stranger.home / "client.key"))
     for context, reason in ((bare, "peer did not return"), (wrong, "unable to get local issuer")):
         start = mutual.log_position()
         # with TLS 1.3 the client is done before the server has seen its certificate
@@ -350,7 +352,7 @@ def test_optional_client_certificate(serve, pki):
         tls = scope_of(client.get("/scope"))["extensions"]["tls"]
         assert tls["client_cert_chain"] == () and tls["client_cert_name"] is None
     context = client_context(pki)
-    context.load_cert_chain(pki.home / "client.pem", pki.home / "client.key")
+    context.load_cert_chain(str(pki.home / "client.pem"), str(pki.home / "client.key"))
     with TLSClient(server.address, context) as client:
         assert scope_of(client.get("/scope"))["extensions"]["tls"]["client_cert_name"]
 

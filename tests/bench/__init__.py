@@ -4,7 +4,7 @@
     python3 -m tests.bench --quick --only hello,json --peers uvicorn,granian
     python3 -m tests.bench --list           the names of workloads and servers
     python3 -m tests.bench.instructions     instructions and system calls per request
-    python3 -m tests.bench.opcodes          the same by function: where the bytecodes of a request go
+    python3 -m tests.bench.opcodes          by function: where the bytecodes of a request go
     python3 -m tests.bench.growth           how the cost grows with connections and bodies
 
 Linux only (/proc, CPU affinity), Python 3.10 or later, and `wrk` on PATH (`apt-get install wrk`).

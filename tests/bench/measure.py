@@ -154,7 +154,7 @@ class Bench:
             row.disturbed.append(foreign)
             if foreign < DISTURBED or self.per_cpu:
                 break
-        row.busy.setdefault(server.name, []).append(cpu / outcome.seconds)
+        row.busy.setdefault(server.name, []).append(cpu / outcome.seconds + foreign)
         return outcome.requests / (cpu if self.per_cpu else outcome.seconds)
 
     def watch(self, workload: Workload, server: Server) -> tuple[Outcome, float, float]:

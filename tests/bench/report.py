@@ -12,7 +12,7 @@ YARDSTICKS = ("uvicorn", "granian")
 
 @dataclass
 class Row:
-    """One workload: for each server a number a round (None: it failed), and how busy it was."""
+    """One workload: a number a round for each server (None: it failed), and how busy it was."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Row:
         return "".join(texts)
 
     def waits(self, server: str) -> bool:
-        """Return whether the server was idle a good part of the time."""
+        """Return whether the server's core was idle a good part of the time."""
         return bool(self.busy.get(server)) and statistics.median(self.busy[server]) < 0.9
 
     def cell(self, server: str) -> str:
@@ -88,7 +88,7 @@ class Report:
             lines += table(faster, "requests or messages per second")
             lines += [
                 "",
-                f"In brackets the ratio to {YARDSTICKS[0]}[standard]. \\* the server was idle more "
+                f"In brackets the ratio to {YARDSTICKS[0]}[standard]. \\* the core was idle more "
                 "than a tenth of the time: latency or the load was the limit.",
             ]
         if lighter:

@@ -316,7 +316,9 @@ async def watches_while_it_streams(call):
 @behaviour(weight=2)
 async def stays_long(call):
     """Hold the reactor, as if the app computed something."""
-    call.world.clock.now += call.random.choice((0.01, 0.2, 1.5))
+    world, seconds = call.world, call.random.choice((0.01, 0.2, 1.5))
+    world.held.append((world.clock.now, seconds))
+    world.clock.now += seconds
     await hello(call)
 
 

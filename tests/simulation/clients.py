@@ -123,6 +123,7 @@ class Client:
         self.partial = None
         self.owed = []  # asks whose answer the app has given while we were there
         self.ended = False  # no more bytes will come
+        self.saw_end = False  # since the server has ended its side
         self.left_at = None
         self.half_closed = False
         self.closed = False  # we have closed because we have all we wanted
@@ -259,6 +260,7 @@ class Client:
             self.on_outbound()
         elif link.lost or link.server_ended:
             self.ended = True
+            self.saw_end = not link.lost
         number = len(self.answers)
         if self.ended or number >= len(self.asks) or not self.asks[number].behaviour.leaver:
             self.parse()
@@ -269,9 +271,8 @@ class Client:
         while self.received:
             number = len(self.answers)
             method = self.asks[number].method if number < len(self.asks) else "GET"
-            whole = self.ended and not self.link.lost
             try:
-                answer = read_answer(self.received, 0, method, whole)
+                answer = read_answer(self.received, 0, method, self.saw_end)
             except BadAnswer as exc:
                 raise Violation(f"{self!r} received bad bytes: {exc}") from exc
             if not answer.complete:
@@ -346,16 +347,19 @@ class Client:
     def is_excused(self):
         """Tell whether we cannot complain of having been sent away."""
         world = self.world
-        return self.excused or world.storm > 0 or world.busy or self.signals_seen() > 0
+        here = self.excused or world.storm > 0 or world.busy or self.signals_seen() > 0
+        return here or self.may_be_overtaken()
 
     def may_be_overtaken(self):
         """Tell whether a reset may have destroyed answers that had been sent.
 
-        A second signal aborts; so does a body of HTTP/1.0 that breaks off, whose end would else
-        look complete.
+        A second signal aborts, and so does the end of a drain; and a body of HTTP/1.0 that
+        breaks off, whose end would else look complete.
         """
-        cut = [a for a in self.asks if a.behaviour.ending == "cut" and not a.behaviour.framed]
-        return self.signals_seen() > 1 or any(ask.version == "1.0" for ask in cut)
+        patience = self.world.options["timeout_graceful_shutdown"]
+        if self.signals_seen() > (1 if patience >= 10 else 0):
+            return True
+        return self.link.lost and any(a.version == "1.0" and not a.behaviour.framed for a in self.asks)
 
     def signals_seen(self):
         """Return how many signals the server got while we were there."""
@@ -372,7 +376,8 @@ class Client:
         world = self.world
         if self.left_at is None or world.storm or world.signals:
             return
-        took = world.clock.now - self.left_at
+        held = sum(seconds for moment, seconds in world.held if moment >= self.left_at - 2)
+        took = world.clock.now - self.left_at - held
         if took > SOON:
             world.blamed(f"{call!r} learned of the end of its client after {took:.3f} s")
 
@@ -445,6 +450,8 @@ class Good(Client):
         rng = self.random
         behaviours = rng.choices(NORMAL, NORMAL_WEIGHTS, k=rng.choice((1, 1, 2, 3, 5)))
         for number, behaviour in enumerate(behaviours):
+            if behaviour.name == "stays_long" and world.noisy and not world.storm:
+                behaviour = BEHAVIOURS["hello"]
             self.asks.append(Ask(self, number, behaviour, rng))
             if self.asks[-1].is_last:
                 break
@@ -663,7 +670,8 @@ class Broken(Good):
         if self.link is None or not self.link.accepted:
             return
         if self.allowed is not OWN_ERRORS and not self.is_excused():
-            if len(self.answers) != self.good + 1:
+            refused = len(self.answers) == self.good + 1
+            if not refused and not any(answer.closes for answer in self.answers):
                 self.fail("the refusal did not arrive")
         self.asks.pop()
         super().check_end()

@@ -1,0 +1,62 @@
+"""launch: from options to an exit code: one server here, or a supervisor and its workers.
+
+``run`` is for programs, ``serve`` for the command line; both come here again in the processes that
+a supervisor starts anew, which learn from the environment who they are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .config import Config
+from .errors import ConfigError
+from .logs import error_logger
+from .reload import Reloader
+from .server import Server, prepare
+from .sockets import check_places
+from .supervisor import Supervisor, run_spawned, take_role
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def run(app: Any = None, **options: Any) -> None:
+    """Serve ``app`` (an import string or the app itself) until Ctrl-C; options as in Config.
+
+    Exits the process with uvicorn's codes when it cannot start: 1 for the app, 2 for usage, 3
+    for start-up.
+    """
+    code = serve(Config(app, **options))
+    if code:
+        sys.exit(code)
+
+
+def serve(config: Config) -> int:
+    """Serve with ``config``; return the exit code. What the app raises on import is shown."""
+    role = take_role(os.environ)
+    if role is not None and role.kind == "worker":
+        return run_spawned(config, role)
+    if config.reload:
+        made: Server | Supervisor | int = prepare(config, lambda: Reloader(config))
+    elif config.workers > 1 or config.max_worker_age or config.max_worker_memory or role:
+        made = prepare(config, lambda: Supervisor(config, role))
+    else:
+        made = prepare(config, lambda: Server(config))
+    return made if isinstance(made, int) else made.run()
+
+
+def check(config: Config) -> int:
+    """Do all that serve does before it listens; return the exit code it would end with."""
+    prepared = prepare(config, lambda: Server(config))
+    if not isinstance(prepared, Server):
+        return prepared
+    prepared.close()
+    try:
+        check_places(config)
+    except ConfigError as exc:
+        error_logger.error("%s", exc)
+        return exc.exit_code
+    error_logger.info("the configuration is good, and the app can be imported")
+    return 0
