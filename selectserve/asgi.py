@@ -1,4 +1,4 @@
-"""asgi: where the app's side of a request lives: scope, receive and send, and the lifespan.
+"""asgi: where the app's side of a request lives: its scope, its receive and its send.
 
 A cycle is one request and its response. The connection puts in what the client says
 (``on_data``, ``on_end``, ``on_disconnect``); the app takes it out with ``receive`` and answers
@@ -9,18 +9,18 @@ one sentence that teaches.
 
 from __future__ import annotations
 
-from contextvars import copy_context
-
 from .errors import ClientDisconnected
+from .filesend import open_path, share_file
 from .grammar import field_list
 from .response import CONTINUE, check_pair
+from .task import thread_pool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
-    from contextvars import Context
     from typing import Any, Callable, Literal, Protocol
 
+    from .filesend import FileSend
     from .http1 import Request
     from .response import ResponseWriter
     from .task import Stepper, Waits
@@ -31,23 +31,30 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-    ResponseState = Literal["waiting", "started", "streaming", "trailing", "complete"]
+    ResponseState = Literal["waiting", "started", "streaming", "sending", "trailing", "complete"]
     InputState = Literal["open", "ended", "delivered", "cut"]
-    LifespanState = Literal[
-        "waiting", "starting", "running", "stopping", "stopped", "failed", "off"
-    ]
 
     class CycleOwner(Protocol):
         """What a cycle asks of its connection."""
 
         def response_complete(self, cycle: HTTPCycle) -> None: ...
+        def response_broken(self, cycle: HTTPCycle, reason: str) -> None: ...
         def body_wanted(self, cycle: HTTPCycle) -> None: ...
         def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None: ...
 
 
 ASGI_VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.5"
-LIFESPAN_SPEC_VERSION = "2.0"
+# Each extension, and what must be true of a connection for it to work there (see Offers).
+EXTENSIONS = {
+    "tls": "tls",  # its content is what the handshake agreed on
+    "http.response.trailers": "http 1.1",
+    "http.response.early_hint": "http 1.1",  # RFC 9110 §15.2: nothing interim to HTTP/1.0
+    "http.response.pathsend": "http",
+    "http.response.zerocopysend": "http",
+    "http.response.debug": "http trace",  # "not meant to be used in production"
+    "websocket.http.response": "websocket",
+}
 HEX_VALUES = {
     (high + low).encode(): bytes((int(high + low, 16),))
     for high in "0123456789abcdefABCDEF"
@@ -65,8 +72,28 @@ def decode_path(raw_path: bytes) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
+class Offers(dict["tuple[str, str, bool, bool]", "tuple[str, ...]"]):
+    """What EXTENSIONS has for a kind of request: scope type, HTTP version, plain, untraced."""
+
+    __slots__ = ()
+
+    def __missing__(self, kind: tuple[str, str, bool, bool]) -> tuple[str, ...]:
+        scope_type, http_version, plain, untraced = kind
+        facts = {scope_type, http_version, "" if plain else "tls", "" if untraced else "trace"}
+        offered = [name for name, needs in EXTENSIONS.items() if facts.issuperset(needs.split())]
+        self[kind] = tuple(offered)
+        return self[kind]
+
+
+OFFERS = Offers()
+
+
 def request_scope(
-    request: Request, transport: Transport, root_path: str, state: dict[str, Any] | None
+    request: Request,
+    transport: Transport,
+    root_path: str,
+    state: dict[str, Any] | None,
+    scope_type: str = "http",
 ) -> Scope:
     """Build the scope of one request (ASGI HTTP and WebSocket: connection scope), all of it new.
 
@@ -91,7 +118,16 @@ def request_scope(
         "headers": request.headers,
         "client": transport.peer,
         "server": transport.local,
-        "extensions": {},
+        # one empty dict a request for all those that have nothing to say
+        "extensions": dict.fromkeys(
+            OFFERS[
+                scope_type,
+                request.http_version,
+                transport.secure is None,
+                transport.trace is None,
+            ],
+            {},
+        ),
     }
     if transport.secure is not None:
         scope["extensions"]["tls"] = transport.secure.copy()
@@ -304,6 +340,7 @@ class HTTPCycle:
         if kind not in HTTP_MESSAGES:
             raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response")
         allowed = " or ".join(key for key in HTTP_LIFECYCLE[self.state] if key in HTTP_PLAIN)
+        allowed = allowed or "the send() before this one has not returned"
         raise RuntimeError(f"{kind} cannot be sent while the response is {self.state}: {allowed}")
 
     def on_start(self, message: Message) -> None:
@@ -346,6 +383,68 @@ class HTTPCycle:
             if self.waiters or writer.fault:
                 self.end()
 
+    def on_pathsend(self, message: Message) -> None:
+        """Send the file at a path as the whole body (spec: path send)."""
+        self.send_file(open_path(message.get("path"), self, thread_pool))
+
+    def on_zerocopysend(self, message: Message) -> None:
+        """Send what the app has open, or a part of it, as a piece of the body (zero copy send)."""
+        offset, count = message.get("offset"), message.get("count")
+        more = bool(message.get("more_body", False))
+        self.send_file(share_file(message.get("file"), offset, count, more, self, thread_pool))
+
+    def send_file(self, file: FileSend) -> None:
+        """Frame a file and give it to the transport, which goes on by itself; ``send`` waits."""
+        writer = self.writer
+        if self.input == "open" and writer.framing == "held" and self.unread_is_much():
+            writer.keep_alive = False
+        try:
+            pieces = writer.begin_file(file.size, file.more)
+        except ValueError:
+            file.close()
+            raise
+        if pieces:
+            self.transport.write(pieces)
+        if writer.framing == "bodiless" or not file.size:
+            file.close()
+            self.end_file(file)
+            return
+        self.state = "sending"
+        self.transport.send_file(file)
+        if self.disconnected:
+            raise ClientDisconnected("the client is gone")
+
+    def on_file_sent(self, file: FileSend) -> None:
+        """The kernel has it all: the body goes on, or was that."""
+        self.body_sent += file.size
+        self.end_file(file)
+
+    def on_file_broken(self, file: FileSend, reason: str) -> None:
+        """The rest of the file cannot be had, and the client was promised it."""
+        self.body_sent += file.size - file.left
+        self.owner.response_broken(self, f"{file.name} was not sent to its end: {reason}")
+        self.on_disconnect()
+
+    def end_file(self, file: FileSend) -> None:
+        """Frame the end of a file's bytes."""
+        pieces = self.writer.end_file(file.size, file.more)
+        if pieces:
+            self.transport.write(pieces)
+        if file.more:
+            self.state = "streaming"
+        elif self.writer.trailers:
+            self.state = "trailing"
+        else:
+            self.state = "complete"
+            self.owner.response_complete(self)
+            self.end()
+
+    def on_debug(self, message: Message) -> None:
+        """Tell what the app says about its answer, to whoever watches (spec: debug)."""
+        if self.transport.trace is None:
+            raise RuntimeError("http.response.debug is for those who watch: start with --trace")
+        self.transport.trace("debug", self.transport, repr(message.get("info"))[:MAX_DEBUG])
+
     def on_trailers(self, message: Message) -> None:
         """Write trailer fields where this framing has a place for them (spec: trailers)."""
         more = bool(message.get("more_trailers", False))
@@ -380,113 +479,28 @@ class HTTPCycle:
 
 
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
+MAX_DEBUG = 2000  # characters of what http.response.debug tells
 
 HTTP_PLAIN = ("http.response.start", "http.response.body", "http.response.trailers")
 # What the app may send, by the state of the response; anything else is refused or ignored.
 HTTP_LIFECYCLE: dict[ResponseState, dict[object, Callable[[HTTPCycle, Message], None]]] = {
-    "waiting": {"http.response.start": HTTPCycle.on_start},
+    "waiting": {
+        "http.response.start": HTTPCycle.on_start,
+        "http.response.debug": HTTPCycle.on_debug,
+    },
     "started": {
         "http.response.body": HTTPCycle.on_body,
         "http.response.early_hint": HTTPCycle.on_early_hint,
+        "http.response.pathsend": HTTPCycle.on_pathsend,
+        "http.response.zerocopysend": HTTPCycle.on_zerocopysend,
     },
     "streaming": {
         "http.response.body": HTTPCycle.on_body,
         "http.response.early_hint": HTTPCycle.on_early_hint,
+        "http.response.zerocopysend": HTTPCycle.on_zerocopysend,
     },
+    "sending": {},  # the transport has a file of ours, and will say so when it is done
     "trailing": {"http.response.trailers": HTTPCycle.on_trailers},
     "complete": {},
 }
 HTTP_MESSAGES = frozenset(kind for row in HTTP_LIFECYCLE.values() for kind in row)
-
-
-class Lifespan:
-    """The app's start and end (ASGI lifespan): ``startup`` before the first request.
-
-    ``mode`` is "auto", "on" or "off". In auto an app that raises is taken to know no lifespan;
-    ``asked`` tells whether it had asked for the first message by then.
-    """
-
-    def __init__(self, stepper: Stepper, mode: str = "auto") -> None:
-        self.stepper = stepper
-        self.mode = mode
-        self.status: LifespanState = "off" if mode == "off" else "waiting"
-        self.state: dict[str, Any] = {}
-        self.inbox: list[Message] = []
-        self.waiters: list[Waits] = []
-        self.on_change: Callable[[], object] | None = None
-        self.context: Context | None = None
-        self.asked = False  # the app called receive() at least once
-        self.failure: BaseException | str | None = None
-
-    def __repr__(self) -> str:
-        return f"<Lifespan {self.status}>"
-
-    def scope(self, version: str = ASGI_VERSION) -> Scope:
-        """Build the lifespan scope."""
-        return {
-            "type": "lifespan",
-            "asgi": {"version": version, "spec_version": LIFESPAN_SPEC_VERSION},
-            "state": self.state,
-        }
-
-    def put(self, message: Message) -> None:
-        """Give the app a message."""
-        self.inbox.append(message)
-        self.change("starting" if self.status == "waiting" else "stopping")
-
-    def change(self, status: LifespanState) -> None:
-        """Enter a state and step on whoever waits for one."""
-        self.status = status
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        if self.on_change is not None:
-            self.on_change()
-
-    @property
-    def has_failed(self) -> bool:
-        """True when the app said so, or raised where it must not."""
-        return self.status == "failed"
-
-    def explain_unsupported(self) -> str:
-        """Say, in auto mode, why the app is served without a lifespan."""
-        return f"served without lifespan: the app raised {self.failure!r}"
-
-    async def receive(self) -> Message:
-        """Return lifespan.startup, and lifespan.shutdown when the time has come."""
-        self.asked = True
-        while not self.inbox:
-            waiter = self.stepper.waiter()
-            self.waiters.append(waiter)
-            await waiter
-        return self.inbox.pop(0)
-
-    async def send(self, message: Message) -> None:
-        """Take the app's answer to the one or the other."""
-        kind = message.get("type")
-        following = LIFESPAN_LIFECYCLE.get(self.status, {}).get(kind)
-        if following is None:
-            raise RuntimeError(f"{kind!r} cannot be sent while the lifespan is {self.status}")
-        if following == "running":
-            self.context = copy_context()  # what startup has set is seen by every request
-        if following == "failed":
-            self.failure = str(message.get("message", ""))
-        self.change(following)
-
-    def on_done(self, exc: BaseException | None) -> None:
-        """The lifespan call has ended, by itself or not."""
-        if exc is not None and self.failure is None:
-            self.failure = exc
-        if self.status == "starting" and exc is not None:
-            self.change("off" if self.mode == "auto" else "failed")
-        elif self.status in ("starting", "running"):
-            self.change("off")
-        elif self.status == "stopping":
-            self.change("stopped" if exc is None else "failed")
-
-
-LIFESPAN_LIFECYCLE: dict[LifespanState, dict[object, LifespanState]] = {
-    "starting": {"lifespan.startup.complete": "running", "lifespan.startup.failed": "failed"},
-    "stopping": {"lifespan.shutdown.complete": "stopped", "lifespan.shutdown.failed": "failed"},
-}

@@ -113,11 +113,10 @@ class Certificates:
 
     def choose(self, session: SSLObject, name: str | None, _context: SSLContext) -> None:
         """Switch to the certificate for ``name``; called by ssl during the handshake."""
-        if name:
-            name = name.lower()
-            wildcard = "*." + name.partition(".")[2]
+        name = (name or "").lower()
+        for wanted in (name, "*." + name.partition(".")[2]):
             for context, names in zip(self.contexts, self.names):
-                if name in names or wildcard in names:
+                if wanted in names:
                     session.context = context
                     return
 

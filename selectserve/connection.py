@@ -203,10 +203,6 @@ class HTTPConnection:
         self.writer.begin(request.method, request.http_version, keep_alive)
         request_id = b"" if service.request_ids is None else service.request_ids.give(request)
         scope = request_scope(request, transport, service.root_path, service.state)
-        if request.http_version == "1.1":
-            extensions = scope["extensions"]
-            extensions["http.response.trailers"] = {}
-            extensions["http.response.early_hint"] = {}
         if service.fields.forwarded and service.proxies is not None:
             service.proxies.apply(scope)
         cycle = HTTPCycle(self, service.stepper, transport, self.writer, request, scope)
@@ -299,6 +295,13 @@ class HTTPConnection:
         self.deadline.set(service.reactor.clock() + service.timeout_keep_alive)
         if not transport.reading or self.parser.buffered:
             self.read_on()
+
+    def response_broken(self, cycle: HTTPCycle, reason: str) -> None:
+        """The rest of a response cannot be had: end it in its middle, and say why."""
+        request = cycle.request
+        error_logger.error("%s: %s %s", printable(reason), request.method, cycle.scope["path"])
+        if cycle is self.cycle:
+            self.cut()
 
     def read_on(self) -> None:
         """Read the next request, out of what is here already or of what will come."""

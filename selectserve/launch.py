@@ -12,10 +12,11 @@ import sys
 from .config import Config
 from .errors import ConfigError
 from .logs import error_logger
+from .process import run_spawned, take_role
 from .reload import Reloader
 from .server import Server, prepare
 from .sockets import check_places
-from .supervisor import Supervisor, run_spawned, take_role
+from .supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -24,6 +24,14 @@ BACK_OFF = 0.1  # seconds without accepting when out of descriptors or memory
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
+def listen_on(sock: socket.socket, backlog: int) -> None:
+    """Let clients connect; raise ConfigError if somebody else was faster to listen."""
+    try:
+        sock.listen(backlog)
+    except OSError as exc:
+        raise ConfigError(bind_trouble(describe_address(sock), exc), 3) from None
+
+
 class Listener:
     """Accept connections from ``sock``; ``pause`` and ``close`` may be called at any time."""
 
@@ -49,10 +57,7 @@ class Listener:
     def start(self) -> None:
         """Begin to accept; raise ConfigError if somebody else was faster."""
         if not self.listening:
-            try:
-                self.sock.listen(self.backlog)
-            except OSError as exc:
-                raise ConfigError(bind_trouble(describe_address(self.sock), exc), 3) from None
+            listen_on(self.sock, self.backlog)
             self.listening = True
             self.reactor.register(self.sock, EVENT_READ, self.on_connect)
 

@@ -123,10 +123,11 @@ class LevelFormatter(logging.Formatter):
     def __init__(self, colour: bool = False) -> None:
         super().__init__("%(message)s")
         self.colour = colour
+        self.mark = ""  # in front of each message: who among several processes says so
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Put the level in front."""
-        return level_prefix(record.levelname, self.colour) + record.getMessage()
+        return level_prefix(record.levelname, self.colour) + self.mark + record.getMessage()
 
 
 def level_prefix(level: str, colour: bool) -> str:
@@ -192,6 +193,13 @@ def read_yaml(path: str) -> Any:
         ) from None
     with open(path, encoding="utf-8") as stream:
         return yaml.safe_load(stream)
+
+
+def mark_lines(mark: str) -> None:
+    """Put ``mark`` in front of the messages of our own error handler."""
+    for handler in error_logger.handlers:
+        if isinstance(handler, LogHandler) and isinstance(handler.formatter, LevelFormatter):
+            handler.formatter.mark = mark
 
 
 def reopen_logs() -> None:

@@ -250,18 +250,51 @@ class ResponseWriter:
             self.framing = "complete"
         return out
 
+    def begin_file(self, size: int, more: bool) -> list[bytes]:
+        """Frame ``size`` bytes that the transport takes from a file; return what goes before them.
+
+        ``end_file`` is to follow. Raises ValueError, with nothing changed, when they are not what
+        the content-length leaves: a file is looked at before, so no client has to count its bytes.
+        """
+        left = self.declared if self.framing == "held" else self.left
+        counts = self.framing == "length" or (self.framing == "held" and left is not None)
+        if self.framing == "held" and (self.head_only or self.status in (204, 304)):
+            counts = False
+        if counts and left is not None and (size > left or (size < left and not more)):
+            raise ValueError(f"{size} bytes of a file do not make up a content-length of {left}")
+        out: list[bytes] = []
+        if self.framing == "held":
+            out.append(self.take_head(size, more)[0])
+        if self.framing == "length":
+            self.left -= size
+        elif self.framing == "chunked" and size:
+            out.append(b"%x\r\n" % size)
+        return out
+
+    def end_file(self, size: int, more: bool) -> list[bytes]:
+        """Return what goes behind the bytes of the file."""
+        end = b"\r\n" if size else b""
+        if not more and not self.trailers:
+            end += b"0\r\n\r\n"
+        chunked = self.framing == "chunked"
+        if not more and not self.trailers:
+            self.framing = "complete"
+        return [end] if end and chunked else []
+
     def send_trailers(self, headers: Iterable[Iterable[bytes]], more: bool) -> list[bytes]:
         """End a response that promised trailers; they are sent where the framing has a place."""
+        lines = self.trailer_lines
         for pair in headers:
             name, value = check_pair(tuple(pair))
             if name.lower() in FORBIDDEN_TRAILERS:
                 raise ValueError(f"{name!r} must not be sent as a trailer (RFC 9110 §6.5.1)")
             if self.accepts_trailers:
-                self.trailer_lines += name + b": " + value + b"\r\n"
+                lines += name + b": " + value + b"\r\n"
+        self.trailer_lines = lines
         if more:
             return []
         framing, self.framing = self.framing, "complete"
-        lines, self.trailer_lines = self.trailer_lines, b""
+        self.trailer_lines = b""
         return [b"0\r\n" + lines + b"\r\n"] if framing == "chunked" else []
 
     def take_head(self, size: int, more: bool) -> tuple[bytes, bool]:

@@ -19,13 +19,13 @@ from contextvars import copy_context
 from .access import AccessFormat, RequestIds
 from .aio import load_and_choose
 from .arrival import Entrance
-from .asgi import Lifespan
 from .certificates import make_certificates
 from .config import Config
 from .errors import ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
 from .grammar import Limits
 from .importer import load_app, make_step_app, own_traceback
+from .lifespan import Lifespan
 from .listener import Listener
 from .logs import (
     AccessLog,

@@ -116,10 +116,7 @@ class WebSocketSession:
             self.owner.messages_wanted()
             if not self.inbox and self.disconnected is None:
                 await self.wait()
-        message = self.inbox.popleft()
-        if not self.inbox and self.disconnected is None:
-            self.owner.messages_wanted()
-        return message
+        return self.inbox.popleft()
 
     async def send(self, message: Message) -> None:
         """Take the app's next message; wait while the client does not read.

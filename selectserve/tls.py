@@ -42,6 +42,8 @@ class TLSTransport(Transport):
 
     __slots__ = ("certificates", "failure", "incoming", "on_secure", "outgoing", "take", "tls")
 
+    sends_files = False  # the kernel does not know our keys
+
     def __init__(
         self,
         certificates: Certificates,
@@ -95,15 +97,21 @@ class TLSTransport(Transport):
         if self.on_secure is not None:
             self.on_secure()
         if self.incoming.pending:  # the client did not wait for our last word
-            self.take_records(b"")
+            self.decrypt()
 
     def take_records(self, data: bytes) -> None:
-        """Decrypt all there is and hand it over."""
+        """Decrypt what has come; the end without a close_notify is an end too."""
         if data:
             self.incoming.write(data)
+            self.decrypt()
+        else:
+            self.end_input()
+
+    def decrypt(self) -> None:
+        """Hand over all that OpenSSL can make of what it was given."""
         pieces = []
+        ended = False
         failure: Exception | None = None
-        ended = not data and not self.incoming.pending  # also without a close_notify
         try:
             while not ended:
                 piece = self.tls.read(READ_SIZE)
@@ -114,14 +122,18 @@ class TLSTransport(Transport):
         except OSError as exc:
             if exc.errno != WANT_READ:
                 failure = exc
-        if self.outgoing.pending:  # an answer to a key update, or an alert
-            self.write_sealed()
+        self.write_sealed()  # an answer to a key update, or an alert
         plain = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if plain:
             self.protocol.data_received(plain)
         if failure is not None:
             self.fail(failure)
-        elif ended and self.state == "open":
+        elif ended:
+            self.end_input()
+
+    def end_input(self) -> None:
+        """The client will send nothing more."""
+        if self.state == "open":
             self.reading = False
             self.update_interest()
             self.protocol.eof_received()

@@ -26,6 +26,7 @@ MOMENTS = {
     "park": "a coroutine waits; the trap says for what",
     "receive": "a message went to the app",
     "send": "a message came from the app",
+    "debug": "what the app tells about its answer (http.response.debug)",
     "write": "bytes were put into the write buffer",
     "flush": "bytes left; the kernel took them",
     "pause": "a buffer is above its high watermark: whoever fills it must wait",

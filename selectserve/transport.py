@@ -11,6 +11,8 @@ happened, and it releases everything:
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 
@@ -19,6 +21,8 @@ from .reactor import EVENT_READ, EVENT_WRITE, NEVER, Deadline, Reactor
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Literal, Protocol, Union
+
+    from .filesend import FileSend
 
     TransportState = Literal["open", "closing", "lingering", "closed"]
     Piece = Union[bytes, memoryview]
@@ -42,6 +46,10 @@ PROGRESS = 4096  # bytes that count as progress of a slow reader
 LINGER_TIME = 2.0  # seconds to let the client read our last words
 LINGER_BYTES = 1 << 20  # and how much we let it say meanwhile
 HAVE_SENDMSG = hasattr(socket.socket, "sendmsg")
+FILE_PIECE = 1 << 19  # bytes of a file that the kernel may take in one turn; more gains little
+FILE_READ = 131072  # and that are read where it cannot
+# What sendfile says of a file, or a system, that it cannot do it for.
+NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class Transport:
@@ -54,6 +62,7 @@ class Transport:
     __slots__ = (
         "blocked",
         "deadline",
+        "file",
         "interest",
         "linger_left",
         "local",
@@ -73,6 +82,8 @@ class Transport:
         "write_timeout",
         "writing_paused",
     )
+
+    sends_files = hasattr(os, "sendfile")
 
     def __init__(
         self,
@@ -97,6 +108,7 @@ class Transport:
         self.writing_paused = False
         self.out: list[Piece] = []
         self.out_size = 0
+        self.file: FileSend | None = None  # goes behind `out`; blocked, or a thread reads it
         self.linger_left = LINGER_BYTES
         self.unproven = 0  # bytes still to be sent before the write deadline moves on
         self.on_flushed: Callable[[], object] | None = None
@@ -166,7 +178,12 @@ class Transport:
 
     def write_on(self) -> None:
         """Go on after a short write."""
-        self.transmit()
+        if self.out:
+            self.transmit()
+        elif self.file is not None:
+            self.push_file(self.file)
+        if self.file is not None:
+            return
         if self.state == "open" and self.writing_paused and self.out_size <= LOW_WATERMARK:
             self.writing_paused = False
             if self.trace:
@@ -193,6 +210,26 @@ class Transport:
                     self.trace("pause", self, f"{self.out_size} bytes to write")
                 self.protocol.pause_writing()
 
+    def send_file(self, file: FileSend) -> None:
+        """Send ``file`` behind what was written, then tell its owner; writing is paused meanwhile.
+
+        Nothing else may be written until then; what ends the connection drops the rest of it.
+        """
+        if self.out and not self.blocked:
+            self.flush()
+        if self.state != "open":
+            file.close()
+            return
+        self.file = file
+        file.by_kernel = self.sends_files
+        if not self.blocked:
+            self.push_file(file)
+        if self.file is file and not self.writing_paused:
+            self.writing_paused = True
+            if self.trace:
+                self.trace("pause", self, f"{file.left} bytes of a file to send")
+            self.protocol.pause_writing()
+
     def pause_reading(self) -> None:
         """Read nothing until ``resume_reading``: the kernel's buffer fills, the client waits."""
         if self.reading:
@@ -208,6 +245,7 @@ class Transport:
     def close(self) -> None:
         """Send what is left, then close."""
         if self.state == "open":
+            self.drop_file()
             self.state = "closing"
             if self.out:
                 self.reading = False
@@ -223,6 +261,7 @@ class Transport:
         only our side is closed, and for a moment the client's bytes are thrown away.
         """
         if self.state == "open":
+            self.drop_file()
             self.state = "lingering"
             self.reading = True
             self.update_interest()
@@ -287,6 +326,10 @@ class Transport:
         del out[:done]
         if sent:
             out[0] = memoryview(out[0])[sent:]
+        self.wait_writable()
+
+    def wait_writable(self) -> None:
+        """Wait for EVENT_WRITE, as long as the client makes progress."""
         if self.unproven <= 0 or not self.blocked:  # one byte a minute is not progress
             self.unproven = PROGRESS
             self.arm(self.write_timeout)
@@ -296,18 +339,114 @@ class Transport:
 
     def on_all_sent(self) -> None:
         """Nothing is left to write: close if that was the last, tell who waited for it."""
+        file = self.file
+        if file is None:
+            self.unblock()
+        self.tell_flushed()
+        if file is not None:
+            if self.blocked:  # else who wrote goes on by itself
+                self.push_file(file)
+        elif self.state == "closing":
+            self.lost(None)
+        elif self.state == "lingering":
+            self.half_close()
+
+    def tell_flushed(self) -> None:
+        """Tell who waited until all is sent."""
+        on_flushed, self.on_flushed = self.on_flushed, None
+        if on_flushed is not None:
+            on_flushed()
+
+    def unblock(self) -> None:
+        """Wait for EVENT_WRITE no longer."""
         if self.blocked:
             self.blocked = False
             self.update_interest()
             if self.deadline is not None:
                 self.deadline.set(NEVER)
-        on_flushed, self.on_flushed = self.on_flushed, None
-        if on_flushed is not None:
-            on_flushed()
-        if self.state == "closing":
-            self.lost(None)
-        elif self.state == "lingering":
-            self.half_close()
+
+    def push_file(self, file: FileSend) -> None:
+        """Go on with a file, nothing else being left: one bounded piece a turn.
+
+        So a long download gets its turn like everybody, and not more. A file whose end comes too
+        early has become shorter: the client was promised more, so there is no good end.
+        """
+        if not file.left:  # what was read of it has left
+            self.end_file(file)
+        elif not file.by_kernel:
+            data = file.read_now(FILE_READ)
+            if data is None:
+                self.unblock()  # there is nothing to write until the disk has answered
+                file.read_later(self.reactor, FILE_READ, self.on_file_read)
+            else:
+                self.on_file_read(file, data, "")
+        else:
+            size = min(file.left, FILE_PIECE)
+            try:
+                sent = os.sendfile(self.sock.fileno(), file.fd, file.offset, size)
+            except (BlockingIOError, InterruptedError):
+                self.wait_writable()
+            except OSError as exc:
+                if exc.errno in NO_SENDFILE:
+                    file.by_kernel = False
+                    self.push_file(file)
+                else:
+                    self.lost(exc)
+            else:
+                self.on_file_moved(file, sent)
+
+    def on_file_moved(self, file: FileSend, sent: int) -> None:
+        """The kernel has taken ``sent`` bytes; come back when it can take more."""
+        if not sent:
+            self.break_file(file, "it became shorter")
+            return
+        file.advance(sent)
+        if self.trace:
+            self.trace("flush", self, f"{sent} bytes of a file, {file.left} are left")
+        if file.left:
+            self.unproven -= sent
+            self.wait_writable()
+        else:
+            self.end_file(file)
+
+    def on_file_read(self, file: FileSend, data: bytes, error: str) -> None:
+        """Write what was read; come back when it has left."""
+        if not data:
+            self.break_file(file, error or "it became shorter")
+            return
+        file.advance(len(data))
+        self.write([data])
+        self.flush()
+        if self.file is file and not self.blocked:
+            if file.left:
+                self.wait_writable()
+            else:
+                self.end_file(file)
+
+    def end_file(self, file: FileSend) -> None:
+        """The kernel has all of the file."""
+        self.drop_file()
+        paused, self.writing_paused = self.writing_paused, False
+        file.owner.on_file_sent(file)
+        if not self.out:
+            self.tell_flushed()
+        if paused and self.state == "open":
+            if self.trace:
+                self.trace("resume", self, "the file is sent")
+            self.protocol.resume_writing()
+
+    def break_file(self, file: FileSend, reason: str) -> None:
+        """The rest of the file cannot be had."""
+        self.drop_file()
+        file.owner.on_file_broken(file, reason)
+
+    def drop_file(self) -> None:
+        """Let go of the file, sent or not."""
+        file, self.file = self.file, None
+        if file is not None:
+            file.close()
+            if not self.out:
+                self.unblock()
 
     def half_close(self) -> None:
         """End our side and give the client a moment to read."""
@@ -341,8 +480,9 @@ class Transport:
     def on_deadline(self) -> None:
         """The client reads nothing, or does not stop talking: it is not waited for any longer."""
         if self.trace:
-            self.trace("timer", self, "write deadline" if self.out else "linger deadline")
-        if self.out:
+            waits = self.out or self.file
+            self.trace("timer", self, "write deadline" if waits else "linger deadline")
+        if self.out or self.file is not None:
             self.abort()
         else:
             self.lost(None)
@@ -375,6 +515,7 @@ class Transport:
         self.sock.close()
         self.out.clear()
         self.out_size = 0
+        self.drop_file()
         if self.deadline is not None:
             self.deadline.close()
             self.deadline = None

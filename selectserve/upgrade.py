@@ -20,7 +20,7 @@ from .logs import log_app_error
 from .reactor import NEVER, Deadline
 from .response import ResponseWriter, plain_answer
 from .session import WebSocketSession
-from .websocket import Binary, Close, Text, WebSocket
+from .websocket import Binary, Close, Text, WebSocket, encode_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .service import Service
     from .transport import Transport
 
+HOLD_TIME = 1.0  # seconds for the app to answer what came before a broken frame
 CLOSE_TIMEOUT = 10.0  # seconds for the client's half of the closing handshake
 EARLY_WATERMARK = 65536  # bytes of frames kept until the app has accepted
 
@@ -46,6 +47,7 @@ class WebSocketConnection:
         "early",
         "full",
         "handshake",
+        "held",
         "machine",
         "service",
         "session",
@@ -59,6 +61,7 @@ class WebSocketConnection:
         self.handshake = read_handshake(request, deflate=service.ws_deflate)
         self.service = service
         self.transport = transport
+        self.held: Close | None = None  # a failure that the app's last answers go before
         self.full = False  # the session holds as many messages as it may
         self.early = rest  # frames that came before the app accepted
         self.machine: WebSocket | None = None
@@ -67,12 +70,12 @@ class WebSocketConnection:
         self.deadline = Deadline(service.reactor, self.on_deadline)
         if service.request_ids is not None:
             service.request_ids.give(request)
-        scope = request_scope(request, transport, service.root_path, service.state)
+        root_path, state = service.root_path, service.state
+        scope = request_scope(request, transport, root_path, state, "websocket")
         scope["type"] = "websocket"
         scope["scheme"] = "wss" if transport.secure else "ws"
         del scope["method"]
         scope["subprotocols"] = self.handshake.subprotocols
-        scope["extensions"]["websocket.http.response"] = {}
         if service.fields.forwarded and service.proxies is not None:
             service.proxies.apply(scope)
         self.client = scope["client"]
@@ -159,13 +162,25 @@ class WebSocketConnection:
             elif type(event) is Binary:
                 session.put(None, event.data)
             elif type(event) is Close:
-                self.end(event)
+                if event.failure and inbox and session.state == "open":
+                    self.hold(event)
+                else:
+                    self.end(event)
                 return
         self.write_out()
 
+    def hold(self, close: Close) -> None:
+        """Let the app answer what came before a broken frame; then the failure goes out."""
+        self.held = close
+        self.transport.pause_reading()
+        self.wait_for("close", HOLD_TIME)
+
     def messages_wanted(self) -> None:
         """The app takes messages: read on, once there is room for half a queue of them."""
-        if self.full or not self.transport.reading:
+        if self.held is not None:
+            if not self.session.inbox:
+                self.end(self.held)
+        elif self.full or not self.transport.reading:
             if len(self.session.inbox) * 2 <= self.service.ws_max_queue and not self.must_wait():
                 self.transport.resume_reading()
                 self.pump()
@@ -257,6 +272,10 @@ class WebSocketConnection:
         """Send a message of the app's."""
         machine = self.machine
         assert machine is not None
+        if self.held is not None:  # the machine has failed, and its close frame comes behind this
+            first, payload = (0x82, data or b"") if text is None else (0x81, text.encode())
+            self.transport.write(list(encode_frame(first, payload)))
+            return
         if text is not None:
             machine.send_text(text)
         elif data is not None:
@@ -266,6 +285,9 @@ class WebSocketConnection:
     def send_close(self, code: int, reason: str) -> None:
         """Send a close frame, and give the client a moment to answer it."""
         assert self.machine is not None
+        if self.held is not None:
+            self.end(self.held)
+            return
         self.machine.send_close(code, reason)
         self.write_out()
         self.wait_for("close", CLOSE_TIMEOUT)
@@ -305,7 +327,9 @@ class WebSocketConnection:
     def on_deadline(self) -> None:
         """Silence: ask for a sign of life, or give up."""
         machine = self.machine
-        if machine is None or self.awaited == "close":
+        if self.held is not None and self.transport.state == "open":
+            self.end(self.held)
+        elif machine is None or self.awaited == "close":
             self.transport.abort()
         elif not self.transport.reading:  # it is we who do not listen
             self.wait_for("data", self.service.ws_ping_interval)

@@ -39,8 +39,7 @@ LENGTH_64 = Struct(">BBQ")
 # RFC 6455 §7.4 and IANA's registry; 1004, 1005, 1006 and 1015 never stand in a frame.
 CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)))
 
-# Frames of one message, and one more for every 32 bytes: each costs time, an empty one no bytes.
-MAX_FRAGMENTS = 16384
+MAX_FRAGMENTS = 16384  # of one message, and one more for every 32 bytes: each costs time
 SMALL_MESSAGE = 64  # shorter ones are not compressed: they gain nothing and cost 5 µs
 TRANSLATE_FROM = 1024  # bytes; see unmask
 
@@ -554,14 +553,8 @@ class WebSocket:
         self.queue(first, data)
 
     def queue(self, first: int, data: bytes) -> None:
-        """Queue a frame, its length in the shortest form (RFC 6455 §5.2)."""
-        length = len(data)
-        if length < 126:
-            self.output.append(bytes((first, length)) + data)
-        elif length < 0x10000:
-            self.output.append(LENGTH_16.pack(first, 126, length) + data)
-        else:
-            self.output += (LENGTH_64.pack(first, 127, length), data)
+        """Queue a frame."""
+        self.output += encode_frame(first, data)
 
     # -- the lifecycle --------------------------------------------------------------------------
 
@@ -589,6 +582,15 @@ class WebSocket:
         if self.state == "open":
             self.queue(FIN | CLOSE, code.to_bytes(2, "big") + failure.encode()[:123])
         return self.end("fail", Close(code, "", failure))
+
+
+def encode_frame(first: int, data: bytes) -> tuple[bytes, ...]:
+    """Return a frame, its length in the shortest form (RFC 6455 §5.2)."""
+    length = len(data)
+    if length < 126:
+        return (bytes((first, length)) + data,)
+    header = LENGTH_16 if length < 0x10000 else LENGTH_64
+    return (header.pack(first, 126 if length < 0x10000 else 127, length), data)
 
 
 def check_payload(data: bytes) -> bytes:

@@ -18,11 +18,11 @@ PACKAGE = ROOT / "selectserve"
 # A room stands below everything that it may import. The order is also that of the single file.
 ROOMS = """
     errors trace config sources
-    reactor logs systemd sockets listener transport tls certificates
+    reactor logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
-    task facade guest aio watchdog asgi session access wsgi
+    task facade guest aio watchdog asgi lifespan session access wsgi
     service upgrade connection arrival
-    importer welcome inspector server worker supervisor
+    importer welcome inspector server worker process supervisor
     reload launch
     cli bundle gunicorn
 """.split()
@@ -32,8 +32,8 @@ OWNERS = {
     "import selectors": "reactor",
     "import heapq": "reactor",
     "time.monotonic": "reactor",
-    "socket.socketpair": "reactor",
-    "import signal": "server supervisor cli facade",
+    "socket.socketpair": "reactor worker",
+    "import signal": "server worker process supervisor facade",
     "import time": "reactor server",
     "import ssl": "tls certificates",
     "import re": "grammar forwarded sources access",
@@ -44,8 +44,8 @@ OWNERS = {
     "import anyio": "aio facade",
     "import trio": "guest",
     "import multiprocessing": "supervisor",
-    "os.fork": "supervisor",
-    "os.waitpid": "supervisor",
+    "os.fork": "process",
+    "os.waitpid": "process",
     ".accept()": "listener",
     ".bind(…)": "sockets",
     ".listen(…)": "listener",

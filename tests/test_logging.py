@@ -440,7 +440,7 @@ def wait_for_lines(path, count, text="") -> list[str]:
     [
         ("missing.json", None, "No such file"),
         ("missing.ini", None, "No such file"),
-        ("broken.json", "{", "Expecting property name"),
+        ("broken.json", "{", "char 1"),
         ("broken.json", '{"version": 2}', "2"),
         ("broken.json", '{"version": 1, "handlers": {"h": {"class": "no.Such"}}}', "handler 'h'"),
         ("broken.ini", "nonsense", "no section headers|invalid"),
@@ -564,6 +564,10 @@ def test_a_terminal_that_is_closed_ends_the_server():
         log.close()
 
 
+@pytest.mark.skipif(
+    sys.implementation.name == "pypy",
+    reason="PyPy does not tell that a signal was ignored at start",
+)
 def test_nohup_is_respected():
     process = subprocess.Popen(
         ["nohup", *server_command(*APP, "--port", "0")], cwd=ROOT, stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from hashlib import sha256
 
 import pytest
 
+from .apps_production import ask_websocket_scope
 from .support import DEADLINE, Lines, RawClient, parallel, run_server
 
 pytestmark = pytest.mark.usefixtures("healthy")
@@ -388,13 +389,15 @@ http {{
   client_body_temp_path {home}/b; proxy_temp_path {home}/p; fastcgi_temp_path {home}/f;
   uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
   client_max_body_size 100m;
+  map $http_upgrade $hop {{ default upgrade; "" ""; }}
   upstream app {{ server {upstream}; keepalive 16; }}
   server {{
     listen 127.0.0.1:{port};
     location / {{
       proxy_pass http://app;
       proxy_http_version 1.1;
-      proxy_set_header Connection "";
+      proxy_set_header Connection $hop;
+      proxy_set_header Upgrade $http_upgrade;
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
       proxy_set_header X-Forwarded-Proto https;
@@ -472,7 +475,7 @@ def test_nginx_keeps_connections_to_us(server, nginx):
 @needs_nginx
 @pytest.mark.parametrize("buffering", ["on", "off"])
 def test_nginx_uploads_and_downloads(server, serve, nginx, buffering):
-    uploads = serve("tests.upload_app:app", "--lifespan", "off")
+    uploads = serve("tests.apps_production:upload", "--lifespan", "off")
     body = os.urandom(1 << 20) * 20
     with RawClient(nginx(f"127.0.0.1:{uploads.port}", buffering).address) as client:
         for _ in range(2):
@@ -496,6 +499,14 @@ def test_nginx_without_buffering_passes_parts_on_as_they_come(server, nginx, tag
         with server.connect() as other:
             other.get(f"/open_gate?gate={tag}")
         assert client.read_until(b"0\r\n\r\n").endswith(b"0\r\n\r\n")
+
+
+@needs_nginx
+def test_nginx_upgrades_to_websocket(serve, nginx):
+    server = serve("tests.apps_production:websocket_scope", "--lifespan", "off")
+    with RawClient(nginx(f"127.0.0.1:{server.port}").address) as client:
+        scope = ask_websocket_scope(client)
+    assert scope["scheme"] == "wss" and scope["client"] == ("127.0.0.1", 0)
 
 
 @needs_nginx

@@ -1,4 +1,4 @@
-"""Where the server listens: real sockets of every kind, and what a service manager says and hears."""
+"""Where the server listens: real sockets of every kind; what a service manager says and hears."""
 
 from __future__ import annotations
 

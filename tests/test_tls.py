@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from .apps_production import ask_websocket_scope
 from .support import DEADLINE, ROOT, RawClient, run_server
 
 pytestmark = pytest.mark.usefixtures("healthy")
@@ -251,6 +252,15 @@ def test_the_tls_extension(server, pki, version, number, suite):
                 "tls_version": number,
                 "cipher_suite": suite[1],
             }
+
+
+def test_a_websocket(serve, pki):
+    options = pki.options("local")
+    server = serve("tests.apps_production:websocket_scope", "--lifespan", "off", *options)
+    with TLSClient(server.address, client_context(pki)) as client:
+        scope = ask_websocket_scope(client)
+    assert scope["scheme"] == "wss"
+    assert scope["extensions"]["tls"]["tls_version"] == 0x0304
 
 
 def test_there_is_no_tls_extension_without_tls(serve):
@@ -613,7 +623,7 @@ def test_many_pipelined_requests(server, pki):
         ("local.pem", "junk.pem", (), "not in PEM format|PEM"),
         ("local.pem", "a.key", (), "the key does not belong to the certificate"),
         ("local.pem", "secret.key", (), "--ssl-keyfile-password is not given"),
-        ("local.pem", "secret.key", ("--ssl-keyfile-password", "wrong"), "--ssl-keyfile-password is wrong"),
+        ("local.pem", "secret.key", ("--ssl-keyfile-password", "no"), "-password is wrong"),
         ("local.pem", "local.key", ("--ssl-ciphers", "NONE-SUCH"), "no such cipher"),
         ("local.pem", "local.key", ("--ssl-ca-certs", "junk.pem"), "--ssl-ca-certs"),
         ("local.pem", "local.key", ("--ssl-version", "SSLv3"), "--ssl-version"),

@@ -32,3 +32,8 @@ def install():
         policy = getattr(asyncio.unix_events, name, None)
         if policy is not None:
             policy._loop_factory = StandaloneLoop
+
+
+def pytest_configure(config):
+    """As a pytest plugin (``-p loops``): have the whole run on our loop."""
+    install()

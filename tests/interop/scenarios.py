@@ -30,7 +30,7 @@ def seen(response):
     for name, value in response.headers:
         if name.lower() == b"allow":  # made of a set
             value = b", ".join(sorted(value.split(b", ")))
-        if name.lower() not in VOLATILE:
+        if name.lower() not in VOLATILE and (name.lower(), value) != (b"connection", b"keep-alive"):
             headers.append((name.lower(), value))
     return {
         "status": response.status,

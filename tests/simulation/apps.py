@@ -71,6 +71,7 @@ class Call:
         self.complete = False  # the last message was sent, and taken
         self.cancelled = False
         self.last_type = "http.response.body"
+        self.began = world.clock.now
         self.random = world.random
 
     def __repr__(self):

@@ -103,7 +103,8 @@ def check_connection(connection):
     """An HTTP connection has a deadline unless it waits for the app only; its buffers are bound."""
     transport, cycle, parser = connection.transport, connection.cycle, connection.parser
     limits = connection.service.limits
-    bound = max(PIPELINE_WATERMARK, limits.header_size + limits.request_line) + READ_SIZE
+    # one read begins the request, the next one notices that it is too much
+    bound = max(PIPELINE_WATERMARK, limits.header_size + limits.request_line) + 2 * READ_SIZE
     require(parser.buffered <= bound, "the read buffer has no bound", connection, parser)
     if transport.state != "open":
         require(cycle is None, "a request goes on while its connection closes", connection)

@@ -376,6 +376,10 @@ class World:
         if not condition:
             self.blame.append(text)
 
+    def held_around(self, moment):
+        """Return for how many seconds apps held the reactor from about ``moment`` on."""
+        return sum(seconds for at, seconds in self.held if at >= moment - 2)
+
     # -- the selector --------------------------------------------------------------------------
 
     def register(self, plug, events, data=None):
