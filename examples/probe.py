@@ -236,9 +236,11 @@ def slow_answer(rung):
     slow, fast = rung.connect(), rung.connect()
     rung.ask(slow, b"/slow")
     rung.ask(fast)
-    if not is_silent(fast, rung.patience) and is_silent(slow, 0):
-        return True, "while one answer takes a second another is given at once"
-    return False, f"while one answer takes a second nobody else gets any for {rung.patience} s"
+    if is_silent(fast, rung.patience):
+        return False, f"while one answer takes a second nobody else gets any for {rung.patience} s"
+    if not is_silent(slow, 0):
+        raise RuntimeError("the slow answer was not slow, or the fast one had to wait for it")
+    return True, "while one answer takes a second another is given at once"
 
 
 def websocket(rung):

@@ -20,12 +20,13 @@ from .transport import Transport
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from typing import Callable, Optional
+    from typing import Any, Callable, Optional
 
     from .certificates import Certificates
     from .forwarded import TrustedPeers
     from .service import Service
 
+    Counted = Any  # a Connected or an Arrival
     Peer = Optional[tuple[str, int]]
     Local = Optional[tuple[str, Optional[int]]]
 
@@ -52,6 +53,14 @@ class Entrance:
         self.write_timeout = write_timeout
         self.pending: set[Arrival] = set()
         self.number = 0
+        self.limit = 0  # connections of one address; 0: no limit
+        self.peers: dict[str, int] = {}  # how many each has, if there is a limit
+
+    def limit_peers(self, limit: int) -> None:
+        """From now on one address may hold ``limit`` connections; to be called before any."""
+        self.limit = limit
+        self.pending = CountedSet(self.peers)
+        self.service.connections = CountedSet(self.peers)
 
     def admit(self, sock: socket.socket, peer: Peer, local: Local) -> None:
         """Begin with a socket that was just accepted."""
@@ -68,6 +77,11 @@ class Entrance:
         """Begin the connection of ``peer``; ``data`` was received on it already."""
         service = self.service
         transport: Transport
+        if self.limit and peer is not None and self.peers.get(peer[0], 0) >= self.limit:
+            text = f"{peer[0]} holds {self.limit} connections: another one closed"
+            service.complaints.log(logging.WARNING, text)
+            sock.close()
+            return
         if self.certificates is None:
             transport = Transport(
                 service.reactor, sock, self.number, peer, local, self.write_timeout
@@ -94,6 +108,36 @@ class Entrance:
         for arrival in list(self.pending):
             arrival.reason = "the server shuts down"
             arrival.transport.close()
+
+
+class CountedSet(set["Counted"]):
+    """A set of what has a transport, that counts the members of each address in ``peers``."""
+
+    def __init__(self, peers: dict[str, int]) -> None:
+        super().__init__()
+        self.peers = peers
+
+    def add(self, member: Counted) -> None:
+        """Add a member, and count it."""
+        if member not in self:
+            super().add(member)
+            self.count(member, 1)
+
+    def discard(self, member: Counted) -> None:
+        """Remove a member, if it is one, and forget about an address without any."""
+        if member in self:
+            super().discard(member)
+            self.count(member, -1)
+
+    def count(self, member: Counted, change: int) -> None:
+        """Keep the books."""
+        peer = member.transport.peer
+        if peer is not None:
+            count = self.peers.get(peer[0], 0) + change
+            if count:
+                self.peers[peer[0]] = count
+            else:
+                del self.peers[peer[0]]
 
 
 def peer_key(peer: Peer, local: Local) -> str:

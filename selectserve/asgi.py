@@ -339,6 +339,8 @@ class HTTPCycle:
             return  # ASGI HTTP: "will be ignored"
         if kind not in HTTP_MESSAGES:
             raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response")
+        if self.state == "sending" and self.disconnected:
+            raise ClientDisconnected("the client is gone")
         allowed = " or ".join(key for key in HTTP_LIFECYCLE[self.state] if key in HTTP_PLAIN)
         allowed = allowed or "the send() before this one has not returned"
         raise RuntimeError(f"{kind} cannot be sent while the response is {self.state}: {allowed}")

@@ -58,12 +58,20 @@ class Outlet:
         self.stream = stream
         self.kept = b""
         self.dropped = 0
+        self.polled = False  # asked before each write whether it would wait
         try:
             self.fd = stream.fileno()
-            self.may_block = not stat.S_ISREG(os.fstat(self.fd).st_mode)
+            waits = not stat.S_ISREG(os.fstat(self.fd).st_mode)
         except (OSError, ValueError, AttributeError):  # no file: a StringIO or an IDE's
             self.fd = -1
-            self.may_block = False
+            return
+        if waits:
+            try:
+                # An open file of our own: O_NONBLOCK on the shared one would hit the shell, too.
+                flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+                self.fd = os.open(f"/proc/self/fd/{self.fd}", flags)
+            except (OSError, AttributeError):  # not Linux, or a socket, or another user's
+                self.polled = True
 
     def write(self, text: str) -> None:
         """Write whole lines, or keep them for later."""
@@ -82,7 +90,7 @@ class Outlet:
         """Write what is kept, as far as that goes without waiting."""
         while self.kept:
             size = len(self.kept)
-            if self.may_block:
+            if self.polled:
                 if not can_write(self.fd):
                     return
                 # A writable pipe takes PIPE_BUF bytes at least, all or nothing (POSIX).
@@ -90,6 +98,8 @@ class Outlet:
             try:
                 self.stream.flush()  # what the app has printed before
                 done = os.write(self.fd, self.kept[:size])
+            except BlockingIOError:
+                return
             except (OSError, ValueError):
                 self.kept = b""  # the reader is gone: no reason to stop serving
                 return

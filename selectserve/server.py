@@ -172,13 +172,16 @@ class Server:
             self.service.proxies = ForwardedRules(
                 trusted, config.proxy_headers, config.strip_untrusted_forwarded
             )
-        return Entrance(
+        entrance = Entrance(
             self.service,
             make_certificates(config),
             trusted if config.proxy_protocol else None,
             config.timeout_handshake,
             config.timeout_write,
         )
+        if config.limit_connections:
+            entrance.limit_peers(config.limit_connections)
+        return entrance
 
     def run(self) -> int:
         """Serve until stopped; return the exit code. Blocks; installs signal handlers."""

@@ -426,6 +426,7 @@ class Supervisor:
             error_logger.info("shutting down: %d workers to end", len(self.children))
             self.begin_stop("stop")
         elif self.stops == 2:
+            error_logger.warning("requests are not waited for any longer")
             for child in self.children:
                 self.hurry(child)
         else:

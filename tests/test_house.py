@@ -33,7 +33,7 @@ OWNERS = {
     "import heapq": "reactor",
     "time.monotonic": "reactor",
     "socket.socketpair": "reactor worker",
-    "import signal": "server worker process supervisor facade",
+    "import signal": "server worker process supervisor facade gunicorn",
     "import time": "reactor server",
     "import ssl": "tls certificates",
     "import re": "grammar forwarded sources access",

@@ -305,10 +305,15 @@ def test_a_full_disk_stops_nobody():
         log.close()
 
 
-def test_outlet_writes_lines_whole():
+@pytest.mark.parametrize("polled", [False, True])
+def test_outlet_writes_lines_whole(monkeypatch, polled):
+    if polled:  # as on systems where the pipe cannot be opened once more
+        monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError()))
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as stream:
         outlet = Outlet(stream)
+        monkeypatch.undo()
+        assert outlet.polled == polled or not os.path.exists("/proc/self/fd")
         outlet.write("a\n" * 3000)
         assert os.read(reader, 100_000) == b"a\n" * 3000 and not outlet.kept
         stream.write("the app's, ")  # what the app has printed comes first

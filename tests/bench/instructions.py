@@ -28,7 +28,7 @@ from pathlib import Path
 
 from .client import BROWSER, GET, Connection, post
 from .commands import COMMANDS, OURS, CannotServe, Order
-from .environment import BENCH, Cores, say, venv_python
+from .environment import BENCH, ROOT, Cores, say, venv_python
 from .servers import serving
 
 BASELINE = BENCH / "baseline.json"
@@ -105,14 +105,22 @@ def count(
     raise CannotServe(f"{counter} has written nothing")
 
 
+def newest_source() -> float:
+    """Return when selectserve was last edited."""
+    return max(path.stat().st_mtime for path in (ROOT / "selectserve").glob("*.py"))
+
+
 def per_request(
     counter: str, name: str, kind: str, requests: int, python: str, cores: Cores
 ) -> dict[str, float]:
     """Return the counts of one request."""
     with serving(name, Order(REQUESTS[kind][0]), python, cores):
         pass  # so that all modules are compiled, and none in one of the runs that are counted
+    before = newest_source()
     once = count(counter, name, kind, requests, python, cores)
     twice = count(counter, name, kind, 2 * requests, python, cores)
+    if newest_source() != before:
+        raise CannotServe("selectserve was edited while it was counted")
     costs = {what: (twice[what] - once.get(what, 0)) / requests for what in twice}
     return {what: cost for what, cost in sorted(costs.items()) if cost >= 0.005}
 

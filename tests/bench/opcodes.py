@@ -24,7 +24,11 @@ from .servers import free_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, FrameType
+    from typing import Any
+
+    TraceFunction = Callable[[FrameType, str, Any], Any]
 
     Counts = collections.Counter[CodeType]
 WARM_UP = 20
@@ -49,12 +53,12 @@ def ask(port: int, request: bytes, requests: int) -> None:
 def trace_opcodes(opcodes: Counts, calls: Counts) -> None:
     """Count from now on, in the frames there are and in those to come."""
 
-    def local(frame: FrameType, event: str, argument: object) -> object:
+    def local(frame: FrameType, event: str, argument: Any) -> TraceFunction:
         if event == "opcode":
             opcodes[frame.f_code] += 1
         return local
 
-    def enter(frame: FrameType, event: str, argument: object) -> object:
+    def enter(frame: FrameType, event: str, argument: Any) -> TraceFunction:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         calls[frame.f_code] += 1
         return local
@@ -100,7 +104,7 @@ def main() -> None:
         where = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
         print(
             f"| {count / given.requests:.1f} | {calls[code] / given.requests:.2f} "
-            f"| {where}:{code.co_firstlineno} {code.co_qualname} |"
+            f"| {where}:{code.co_firstlineno} {getattr(code, 'co_qualname', code.co_name)} |"
         )
 
 

@@ -25,8 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-START_DEADLINE = 20.0
-STOP_DEADLINE = 5.0
+PATIENCE = 20.0  # seconds to the first answer; a quarter of it is allowed for stopping
 
 
 @dataclass
@@ -36,6 +35,7 @@ class Server:
     name: str
     port: int
     process: subprocess.Popen[bytes]
+    patience: float = PATIENCE
     seconds_to_answer: float = 0.0
 
     def pids(self) -> list[int]:
@@ -81,11 +81,11 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_DEADLINE)
+                self.process.wait(self.patience / 4)
         # The server leads its own process group: whatever is left of it was started by us.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(STOP_DEADLINE)
+        self.process.wait(self.patience / 4)
 
 
 def free_port() -> int:
@@ -131,7 +131,7 @@ def wait_for_answer(server: Server, order: Order, deadline: float) -> None:
 
 @contextlib.contextmanager
 def serving(
-    name: str, order: Order, python: str, cores: Cores, patience: float = START_DEADLINE
+    name: str, order: Order, python: str, cores: Cores, patience: float = PATIENCE
 ) -> Iterator[Server]:
     """Start a server, give it once it answers, and stop it whatever happens."""
     port = free_port()
@@ -153,7 +153,7 @@ def serving(
                 stderr=output,
                 start_new_session=True,
             )
-        server = Server(name, port, process)
+        server = Server(name, port, process, patience)
         try:
             try:
                 wait_for_answer(server, order, begin + patience)

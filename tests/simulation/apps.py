@@ -8,7 +8,7 @@ received or raised is noticed there.
 from __future__ import annotations
 
 from selectserve.errors import Cancelled
-from selectserve.task import Event, sleep, spawn
+from selectserve.task import Event, sleep, spawn, stepper_here
 
 BEHAVIOURS = {}
 SMALL, LARGE = 40, 200_000  # bytes
@@ -69,7 +69,7 @@ class Call:
         self.got = b""
         self.state = "body"  # -> whole -> gone: what receive() has told
         self.complete = False  # the last message was sent, and taken
-        self.cancelled = False
+        self.waits = False  # for its client: in receive, or in a send that has to wait
         self.last_type = "http.response.body"
         self.began = world.clock.now
         self.random = world.random
@@ -78,7 +78,9 @@ class Call:
         return f"<Call {self.ask!r} {self.state} complete={self.complete}>"
 
     async def receive(self):
+        self.waits = True
         message = await self.plain_receive()
+        self.waits = False
         world, kind = self.world, message["type"]
         if kind == "http.request":
             body, more = message["body"], message["more_body"]
@@ -98,11 +100,14 @@ class Call:
         return message
 
     async def send(self, message):
+        self.waits = True
         try:
             await self.plain_send(message)
         except OSError:
+            self.waits = False
             self.ask.client.check_may_leave(f"send() tells {self!r} that its client left")
             raise
+        self.waits = False
         if message["type"] == self.last_type and not message.get("more_body", False):
             self.complete = True
             self.ask.client.on_answered(self.ask)
@@ -158,8 +163,11 @@ def make_app(world):
             ask.client.on_call(ask, scope)
             await ask.behaviour.run(call)
         except Cancelled:
-            call.cancelled = True
             world.check(world.signals, f"{call!r} was cancelled without a reason")
+            endless = call.waits or ask.behaviour.name.startswith("streams")
+            if endless and not world.storm and len(world.signals) == 1:
+                if world.options["timeout_graceful_shutdown"]:
+                    world.blamed(f"{call!r} was cancelled, and not told before that it is over")
             raise
         finally:
             world.running.remove(call)
@@ -312,6 +320,30 @@ async def watches_while_it_streams(call):
             await done.wait()
     finally:
         watcher.cancel()
+
+
+@behaviour(weight=2)
+async def gives_up_waiting(call):
+    """Wait in a task of its own for something that comes when nobody waits for it any more."""
+    world, done = call.world, Event()
+
+    async def child():
+        waiter = stepper_here().waiter()
+        world.later(0.1, lambda: waiter.set_result(None))
+        try:
+            await waiter
+        except Cancelled:
+            begun = world.clock.now
+            await sleep(0.5)
+            world.check(world.clock.now - begun >= 0.5, "an old wait has ended a new one")
+        finally:
+            done.set()
+
+    task = spawn(child())
+    await sleep(0.01)
+    task.cancel()
+    await done.wait()
+    await hello(call)
 
 
 @behaviour(weight=2)

@@ -15,7 +15,7 @@ from selectserve.upgrade import WebSocketConnection
 
 from .world import Link, Violation
 
-BIGGEST_MESSAGE = 400_000  # bytes that an app of ours sends at once
+BIGGEST_MESSAGE = 500_000  # bytes that an app of ours sends at once
 
 
 def require(condition, text, *subjects):

@@ -53,6 +53,7 @@ class Ask:
         self.chunked = False
         self.expects = False
         self.calls = 0
+        self.called_at = 0.0
         self.settled = False  # its answer is complete, or will never be
         self.forbidden = False  # it stands behind bytes that end a connection
         self.choose(rng)
@@ -67,7 +68,8 @@ class Ask:
             self.method, self.behaviour = "HEAD", rng.choice(FOR_HEAD)
         elif rng.random() < (0.8 if self.behaviour.reads else 0.2):
             self.method = rng.choice(("POST", "PUT"))
-            size = rng.choice((0, 1, 10, 10, 1000, 1000, 30_000, 150_000))
+            size = rng.choice((0, 1, 10, 10, 100, 1000, 1000, 1000, 30_000, 150_000))
+            size = size if rng.random() < 0.97 else 500_000
             self.body = text_of(self.tag, size)
             self.chunked = self.version == "1.1" and rng.random() < 0.4
             self.expects = self.version == "1.1" and size > 0 and rng.random() < 0.2
@@ -125,7 +127,9 @@ class Client:
         self.ended = False  # no more bytes will come
         self.saw_end = False  # since the server has ended its side
         self.left_at = None
+        self.settled_at = 0.0  # when the app had last done with a request of ours
         self.half_closed = False
+        self.silent = False  # we owe the body of a request, so that nothing can follow
         self.closed = False  # we have closed because we have all we wanted
         self.done = False
         self.done_at = NEVER
@@ -222,8 +226,10 @@ class Client:
             return self.ended or answers > number or (answers == number and self.partial)
 
         yield from self.until(told, 1.0)
-        if len(self.answers) <= number and not self.ended:  # else nobody wants it
+        if len(self.answers) <= number and not self.ended:
             yield from self.say(ask.wire_body)
+        else:  # nobody wants it, and without it nothing can follow (RFC 9110 §10.1.1)
+            self.silent = True
 
     def leave(self, how):
         """Go away: "hang_up" or "reset"."""
@@ -388,8 +394,9 @@ class Client:
 
     def on_call(self, ask, scope):
         """The app is called for one of our requests."""
-        ask.calls += 1
         world = self.world
+        ask.calls += 1
+        ask.called_at = world.clock.now
         world.check(ask.calls == 1, f"{ask!r} was given to the app twice")
         world.check(not ask.forbidden, f"{ask!r} stands behind the end, and was served")
         world.check(scope["method"] == ask.method, f"{ask!r} became {scope['method']}")
@@ -405,6 +412,7 @@ class Client:
     def on_return(self, ask):
         """The app is done with one of our requests."""
         ask.settled = True
+        self.settled_at = self.world.clock.now
 
     def check_end(self):
         """The world is over: was everything answered, or is there a reason why not?"""
@@ -419,10 +427,11 @@ class Client:
                 answered = len(self.answers) > ask.number
                 if not answered and ask.behaviour.ending == "whole" and not self.link.broken:
                     self.fail("an answer that the app has given did not arrive", ask)
+        self.check_drain()
         if self.is_excused():
             return
         for number, ask in enumerate(self.asks):
-            if ask.forbidden:
+            if ask.forbidden or self.silent:
                 return
             if number < len(self.answers):
                 if self.answers[number].closes or ask.may_close or ask.closes:
@@ -431,6 +440,18 @@ class Client:
                 return
             else:
                 self.fail("a request was not answered", ask)
+
+    def check_drain(self):
+        """What had begun when the first signal came must have been brought to its end."""
+        world = self.world
+        calm = not (self.excused or world.storm or world.busy or self.may_be_overtaken())
+        if not calm or self.signals_seen() != 1 or self.half_closed:
+            return
+        moment = world.signals[0][0]
+        for ask in self.asks[len(self.answers) :]:
+            if ask.calls and ask.called_at < moment and ask.behaviour.ending == "whole":
+                if ask.behaviour.name != "very_late" and not self.was_held_up():
+                    self.fail("a shutdown did not wait for the end of a request", ask)
 
     def check_partial(self, answer):
         """Judge an answer that broke off."""
@@ -471,10 +492,21 @@ class Good(Client):
         if not self.connect():
             return
         yield from self.talk()
-        yield from self.until(lambda: self.ended or self.is_answered(len(self.asks)))
+        if not self.silent:
+            yield from self.until(lambda: self.ended or self.is_answered(len(self.asks)))
         if self.random.random() < 0.5:
             yield from self.until(lambda: self.ended)  # the keep-alive deadline
+            self.check_idle_end()
         self.bye()
+
+    def check_idle_end(self):
+        """An idle connection is closed when a shutdown begins, not when it is over."""
+        world = self.world
+        if world.signals and self.prompt and not world.storm:
+            asked = max(world.signals[0][0], self.spoke_at, self.settled_at)
+            took = world.clock.now - asked - world.held_around(asked)
+            if not any(ask.calls and not ask.settled for ask in self.asks):
+                world.check(took < 3, f"{self!r} was sent away {took:.1f} s after the signal")
 
     def talk(self):
         """Send all requests."""
@@ -482,7 +514,7 @@ class Good(Client):
             yield from self.ask(ask)
             if not self.pipelines:
                 yield from self.until(lambda n=number: self.ended or self.is_answered(n + 1))
-            if self.ended:
+            if self.ended or self.silent:
                 return
         if self.half_closes:
             self.half_closed = True
@@ -545,7 +577,7 @@ class Leaver(Good):
         if rng.random() < 0.6:
             self.asks = self.asks[: rng.choice((0, 0, 1))]
             self.asks.append(Ask(self, len(self.asks), rng.choice(LEAVERS), rng))
-        self.goes_at = rng.choice((0.0, 0.001, 0.05, 0.3, 1.0, 3.0, 10.0))
+        self.goes_at = rng.choice((0.0, 0.001, 0.05, 0.3, 1.0, 3.0, 10.0, 30.0))
 
     def live(self):
         yield self.random.random() * 3
@@ -663,7 +695,7 @@ class Broken(Good):
             return
         for ask in self.asks[:-1]:
             yield from self.ask(ask)
-        if not self.ended:
+        if not self.ended and not self.silent:
             yield from self.say(self.bad)
             late = self.asks[-1]
             if self.allowed is not OWN_ERRORS:  # nonsense may be the beginning of a good line

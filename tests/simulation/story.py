@@ -94,6 +94,9 @@ class Story:
         world = self.world
         if world.signals or self.interrupted or not all(c.done for c in world.clients):
             return False
+        for call in world.running:  # nobody is there any more for whom they could wait
+            if call.waits and world.clock.now > call.ask.client.done_at + 1:
+                raise Violation(f"nobody tells {call!r} that its client left")
         world.signal(signal.SIGTERM)
         return True
 
