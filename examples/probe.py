@@ -25,6 +25,7 @@ IDLE = 0.5  # seconds of silence after which rungs 05 and 07 send a client away,
 PATIENCE = 0.5  # seconds after which nothing more is expected of what is still wrong
 DEADLINE = 10.0  # seconds for what is promised
 FLOOD = 32 << 20  # bytes, more than the kernel keeps for a connection
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
 GET = b"GET %s HTTP/1.1\r\nHost: probe\r\n%s\r\n"
 HANDSHAKE = (
     b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -35,8 +36,9 @@ HANDSHAKE = (
 class Rung:
     """A rung in a process of its own: ``with Rung(3) as rung: rung.connect()``."""
 
-    def __init__(self, number, idle=2 * DEADLINE, patience=PATIENCE):
-        self.number, self.idle, self.patience = number, idle, patience
+    def __init__(self, number, patience=PATIENCE, **environment):
+        self.number, self.patience = number, patience
+        self.environment = {**ENVIRONMENT, "IDLE": str(2 * DEADLINE), **environment}
         self.path = next(HERE.glob(f"rung{number:02}_*.py"))
         self.module = f"examples.{self.path.stem}"
         self.title = self.path.read_text(encoding="utf-8").split("\n", 1)[0].strip('"')
@@ -46,7 +48,7 @@ class Rung:
         self.process = subprocess.Popen(
             [sys.executable, "-m", self.module, "0"],
             cwd=HERE.parent,
-            env={**os.environ, "IDLE": str(self.idle), "PYTHONUNBUFFERED": "1"},
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -302,8 +304,9 @@ def probe(number):
     """Yield of each check its kind, whether it turned out as the rung says, and what was seen."""
     for kind, checks in zip(("promised", "still wrong"), CHECKS[number]):
         for check in checks:
-            idle = IDLE if check in ABOUT_IDLE else 2 * DEADLINE
-            with Rung(number, idle, DEADLINE if kind == "promised" else PATIENCE) as rung:
+            patience = DEADLINE if kind == "promised" else PATIENCE
+            environment = {"IDLE": str(IDLE)} if check in ABOUT_IDLE else {}
+            with Rung(number, patience, **environment) as rung:
                 well, sentence = check(rung)
             yield kind, well == (kind == "promised"), sentence
 

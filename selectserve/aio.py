@@ -13,7 +13,7 @@ import sys
 from contextvars import copy_context
 from functools import partial
 
-from .errors import Cancelled
+from .errors import Cancelled, ConfigError
 from .facade import FacadeLoop, facade_class
 from .guest import TrioStepper
 from .logs import error_logger
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .task import Cancels, Done, Result, Stepper
 
 TIDY_TIME = 2.0  # seconds for cancelled tasks to end, and as many for the executor's threads
+# An app that has imported one of these wants asyncio; all but the first import it when first used.
+ASYNCIO_SIGNS = ("asyncio", "anyio", "httpx", "sniffio")
 TASKS_START_EAGERLY = sys.version_info >= (3, 12)
 
 
@@ -246,7 +248,7 @@ class AsyncioStepper:
 
 
 class AsyncioWatch:
-    """Stand at the head of sys.meta_path until asyncio has been imported, then call ``told``.
+    """Stand at the head of sys.meta_path until asyncio is wanted, then call ``told``.
 
     That costs a request nothing, and the moment is exact: the importing code goes on afterwards.
     """
@@ -264,8 +266,8 @@ class AsyncioWatch:
             sys.meta_path.remove(self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Find nothing, but asyncio as the others find it, and hear of the end of its import."""
-        if name != "asyncio":
+        """Find nothing, but a sign as the others find it, and hear of the end of its import."""
+        if name not in ASYNCIO_SIGNS:
             return None
         from importlib.util import find_spec
 
@@ -363,12 +365,18 @@ def load_and_choose(
         return load(), stepper
     steppers: list[AsyncioStepper] = []
 
+    if mode == "asyncio":
+        try:
+            import asyncio  # noqa: F401
+        except ImportError as exc:
+            raise ConfigError(f"--loop asyncio: this Python cannot import it: {exc}") from None
+
     def begin() -> None:
         steppers.append(AsyncioStepper(reactor, on_stop))
         steppers[0].loop.enter()
 
     watch = AsyncioWatch(begin)
-    if mode == "asyncio" or "asyncio" in sys.modules:
+    if mode == "asyncio" or any(name in sys.modules for name in ASYNCIO_SIGNS):
         begin()
     else:
         watch.start()

@@ -266,14 +266,20 @@ class HTTPCycle:
             if waiter in self.waiters:
                 self.waiters.remove(waiter)
 
+    @property
+    def body_size(self) -> int:
+        """How many bytes of body the client was sent: none when it asked with HEAD."""
+        bodiless = self.request.method == "HEAD" or self.status in (204, 304)
+        return 0 if bodiless else self.body_sent
+
     def access_line(self, now: float) -> str:
         """Describe what was asked, what was answered, how much and how long."""
         request = self.request
         peer = client_name(self.client)
-        status = self.status or 499  # nginx's number for a client that left before an answer
+        status = int(self.status) or 499  # nginx's number for one that left before an answer
         return (
             f'{peer} - "{request.method} {request.target.decode("latin-1")} '
-            f'HTTP/{request.http_version}" {status} {self.body_sent} '
+            f'HTTP/{request.http_version}" {status} {self.body_size} '
             f"{(now - self.started_at) * 1000:.1f}ms"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from .bundle import write_bundle
 from .config import Config, all_options, environment_values
 from .errors import ConfigError
 from .launch import check, serve
@@ -38,6 +39,19 @@ def make_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--check", action="store_true", help="import APP, check everything, and end"
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="write the whole server to this one file, and end; a .pyz may hold apps too",
+    )
+    parser.add_argument(
+        "--with",
+        dest="apps",
+        metavar="APP",
+        action="append",
+        default=[],
+        help="put APP's module or package into the .pyz, which then serves the first of them",
     )
     groups = {}
     for option in all_options():
@@ -107,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values, origins = read_options(given)
         config = Config(values.pop("app", None), **values)
+        if given.get("bundle"):
+            return write_bundle(given["bundle"], given["apps"], config.app_dir)
     except ConfigError as exc:
         parser.print_usage(sys.stderr)
         print(f"selectserve: error: {exc}", file=sys.stderr)

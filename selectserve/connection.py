@@ -107,6 +107,9 @@ class HTTPConnection:
         cycle, self.cycle = self.cycle, None
         if cycle is not None:
             cycle.on_disconnect()
+            self.unlogged.append(cycle)
+        if self.unlogged:
+            self.log_requests(gone=True)
         if service.on_change is not None:
             service.on_change()
 
@@ -395,6 +398,9 @@ class HTTPConnection:
 
     def cut(self) -> None:
         """End a response in its middle, so that the client sees that it is not complete."""
+        if self.cycle is not None:
+            self.unlogged.append(self.cycle)
+            self.log_requests()
         self.cycle = None
         if self.writer.framing == "until-close":
             self.transport.flush()  # the answers before this one
@@ -416,12 +422,18 @@ class HTTPConnection:
         elif self.awaited == "body":
             self.refuse(ProtocolError("the request body did not come in time", 408))
         elif self.transport.out:  # the last answer is still being read: not idle yet
-            self.wait_for(self.awaited, self.service.timeout_keep_alive)
+            self.transport.on_flushed = self.on_answer_read
         else:
             if self.transport.reading:
                 self.transport.read(EVENT_READ)  # a request that has come already is answered
             if self.cycle is None and self.deadline.at == NEVER:
                 self.transport.close()
+
+    def on_answer_read(self) -> None:
+        """The client has read the last answer at last: it is idle from now on."""
+        self.log_requests()
+        if self.cycle is None and self.deadline.at == NEVER and self.transport.state == "open":
+            self.wait_for(self.awaited, self.service.timeout_keep_alive)
 
     def close_if_idle(self, gently: bool) -> None:
         """Close, at shutdown, a connection between two requests; else this one is its last.
@@ -455,13 +467,12 @@ class HTTPConnection:
         limit = service.limit_concurrency
         return len(service.connections) > limit or service.cycles >= limit
 
-    def log_requests(self) -> None:
+    def log_requests(self, gone: bool = False) -> None:
         """Write an access line for each response whose last byte has left, or whose client has."""
         cycles, self.unlogged = self.unlogged, []
         access_log = self.service.access_log
         if access_log is None:
             return
-        gone = bool(self.transport.out)
         left = " (client left)" if gone else ""
         now = self.service.reactor.clock()
         for cycle in cycles:
@@ -477,7 +488,7 @@ def cycle_exchange(cycle: HTTPCycle, now: float, left: bool) -> Exchange:
         cycle.request,
         cycle.client,
         cycle.status or 499,  # as in access_line
-        cycle.body_sent,
+        cycle.body_size,
         now - cycle.started_at,
         cycle.response_headers,
         left,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import cache
 from importlib import import_module
 
 from .config import Config, environment_values
@@ -130,7 +131,11 @@ def __getattr__(name: str) -> Any:
     """Make ``Worker`` when it is asked for, out of gunicorn's own (PEP 562)."""
     if name != "Worker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return worker_class()
+
+
+@cache
+def worker_class() -> type:
+    """Make the class; gunicorn need not be installed before somebody asks for it."""
     base = import_module("gunicorn.workers.base").Worker
-    worker = type("Worker", (GunicornWorker, base), {"__module__": __name__})
-    globals()["Worker"] = worker
-    return worker
+    return type("Worker", (GunicornWorker, base), {"__module__": __name__})

@@ -34,7 +34,7 @@ def load_app(target: Any, app_dir: str = ".", factory: bool = False) -> Any:
             raise ConfigError(
                 f"app {target!r} must be written module:attribute, for example main:app"
             )
-        app = find_attribute(import_module(module_name, app_dir), module_name, attribute)
+        app = find_attribute(import_app(module_name, app_dir), module_name, attribute)
     else:
         app = target
     if factory:
@@ -51,7 +51,7 @@ def load_app(target: Any, app_dir: str = ".", factory: bool = False) -> Any:
     return app
 
 
-def import_module(name: str, app_dir: str) -> Any:
+def import_app(name: str, app_dir: str) -> Any:
     """Import the module ``name``, looking in ``app_dir`` first."""
     directory = os.path.abspath(app_dir or ".")
     if directory not in sys.path:

@@ -8,7 +8,6 @@ adds a handler, a filter or a level, they go through logging like everything els
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import sys
@@ -16,6 +15,13 @@ from importlib import import_module
 
 from .errors import Cancelled, ClientDisconnected, ConfigError
 from .reactor import PIPE_BUF, can_write
+from .threadless import lend_locks
+
+try:
+    import logging
+except ImportError:  # of threading, of which it wants the locks only
+    lend_locks()
+    import logging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,8 +175,11 @@ def set_up_logging(level: str | None, use_colors: bool | None, access_format: st
 def load_log_config(given: str | dict[str, Any]) -> None:
     """Configure logging from a dict, or a .json, .yaml or .ini file; raise ConfigError."""
     import json
-    import logging.config
 
+    try:
+        import logging.config
+    except ImportError as exc:  # it wants threads, too
+        raise ConfigError(f"--log-config: this Python cannot do that: {exc}") from None
     try:
         if isinstance(given, dict):
             logging.config.dictConfig(given)

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 
 from .errors import ConfigError
@@ -21,6 +20,7 @@ from .worker import SLATE_SIZE, Channel, Slate, run_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import MutableMapping
     from typing import Any, Callable, Literal
 
@@ -108,7 +108,11 @@ def fork_process(forget: Callable[[], object], work: Callable[[], int]) -> int:
         if stream is not None:
             stream.flush()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        raise
     if not pid:
         code = 1
         try:
@@ -132,6 +136,8 @@ def spawn_process(
     """Run our own command line again, with ``role`` and the sockets ``handed``, a link first."""
     if os.name != "posix":
         return spawn_with_shares(role, handed)
+    import subprocess
+
     descriptors = [sock.fileno() for sock in handed]
     role = {**role, "sockets": descriptors, "slate": slate.fd}
     environ = {**os.environ, ROLE_VARIABLE: json.dumps(role)}
@@ -182,6 +188,7 @@ def spawn_with_shares(
 ) -> subprocess.Popen[bytes]:
     """Start a process on Windows, where sockets are handed over by a text made for its pid."""
     import base64
+    import subprocess
 
     environ = {**os.environ, ROLE_VARIABLE: json.dumps(role)}
     process = subprocess.Popen(command_again(), env=environ, stdin=subprocess.PIPE)
@@ -207,7 +214,7 @@ def command_again() -> list[str]:
     if original[1:] and (sys.argv[0] != "" or "-c" in original):
         return [sys.executable, *original[1:]]
     spec = getattr(program, "__spec__", None)
-    if spec is not None:
+    if spec is not None and spec.name != "__main__":  # else it is an archive, or a folder
         return [sys.executable, "-m", spec.name.replace(".__main__", ""), *sys.argv[1:]]
     if not getattr(program, "__file__", None):
         raise ConfigError("there is no program that could be started again: use a file, or -m", 2)
@@ -231,6 +238,10 @@ def check_platform(config: Config, forks: bool) -> None:
         if config.app is not None and not isinstance(config.app, str):
             raise ConfigError("processes need the app as module:attribute, not as an object", 2)
         command_again()
+        try:
+            import subprocess  # noqa: F401
+        except ImportError as exc:
+            raise ConfigError(f"this Python cannot start other processes: {exc}") from None
     threading: Any = sys.modules.get("threading")
     if threading is not None and threading.current_thread() is not threading.main_thread():
         raise ConfigError("--workers and --reload need the main thread, for its signals", 2)

@@ -56,11 +56,13 @@ class DefaultLines:
 class ResponseLines(dict["tuple[bytes, ...]", bytes]):
     """Header pairs of responses seen before, validated and encoded; bounded, without secrets."""
 
-    __slots__ = ("special",)
+    __slots__ = ("heads", "special")
 
     def __init__(self) -> None:
         super().__init__()
         self.special: dict[tuple[bytes, ...], tuple[bytes, bytes]] = {}
+        # Whole heads, by status and headers: status and header lines, and the Content-Length
+        self.heads: dict[tuple[int, tuple[tuple[bytes, ...], ...]], tuple[bytes, int | None]] = {}
 
     def __missing__(self, pair: tuple[bytes, ...]) -> bytes:
         name, value = check_pair(pair)
@@ -81,6 +83,14 @@ class ResponseLines(dict["tuple[bytes, ...]", bytes]):
         """Forget all when full: simpler than an order of use, and as good for real apps."""
         self.clear()
         self.special.clear()
+        self.heads.clear()
+
+    def may_keep(self, pairs: Sequence[tuple[bytes, ...]], special: Sequence[object]) -> bool:
+        """Tell whether a head may be remembered: no secret in it, and no say in persistence."""
+        if len(self.heads) >= MAX_CACHED_LINES:
+            self.heads.clear()
+        plain = all(pair[0].lower() == b"content-length" for pair in pairs if pair in self.special)
+        return plain and len(special) < 2 and all(pair in self for pair in pairs)
 
 
 def check_pair(pair: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -175,26 +185,37 @@ class ResponseWriter:
 
         ``trailers`` are promised by the app, and sent if the client accepts them (TE: trailers).
         """
-        status_line = STATUS_LINES.get(status)
-        if status_line is None or not isinstance(status, int):  # 200.0 is found as 200
-            status_line = b"HTTP/1.1 %d \r\n" % check_status(status)
-        table = self.lines
-        pairs = list(map(tuple, headers))
-        lines = status_line + b"".join(map(table.__getitem__, pairs))
-        self.declared = None
+        pairs = tuple(map(tuple, headers))
         self.trailers = trailers and self.http_version == "1.1"
         self.accepts_trailers = accepts_trailers
-        special = list(filter(None, map(table.special.get, pairs)))
-        if special:
-            lines = self.apply_special(status, lines, special)
+        try:
+            known = None if trailers else self.lines.heads.get((status, pairs))
+        except TypeError:  # not hashable, so not bytes: encode_head says which
+            known = None
+        if known is None or type(status) is float:  # 200.0 is found as 200
+            self.head = self.encode_head(status, pairs)
         else:
-            lines += self.defaults.server + self.defaults.date
-        if len(table) > MAX_CACHED_LINES:
-            table.make_room()
-        self.head = lines
+            lines, self.declared = known
+            self.head = lines + self.defaults.server + self.defaults.date
         self.status = status
         self.fault = ""
         self.framing = "held"
+
+    def encode_head(self, status: int, pairs: tuple[tuple[bytes, ...], ...]) -> bytes:
+        """Validate and encode status and headers; remember what may be said again."""
+        status_line = STATUS_LINES.get(status)
+        if status_line is None or not isinstance(status, int):
+            status_line = b"HTTP/1.1 %d \r\n" % check_status(status)
+        table = self.lines
+        if len(table) > MAX_CACHED_LINES:
+            table.make_room()
+        lines = status_line + b"".join(map(table.__getitem__, pairs))
+        self.declared = None
+        special = list(filter(None, map(table.special.get, pairs)))
+        full = self.apply_special(status, lines, special)
+        if full.startswith(lines) and table.may_keep(pairs, special):
+            table.heads[status, pairs] = (lines, self.declared)
+        return full
 
     def apply_special(
         self, status: int, lines: bytes, special: Sequence[tuple[bytes, bytes]]

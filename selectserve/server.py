@@ -21,7 +21,7 @@ from .aio import load_and_choose
 from .arrival import Entrance
 from .certificates import make_certificates
 from .config import Config
-from .errors import ConfigError
+from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
 from .grammar import Limits
 from .importer import load_app, make_step_app, own_traceback
@@ -211,7 +211,8 @@ class Server:
                 await self.change()
             await self.drain()
         ended = await self.stop_lifespan()
-        return 0 if started and ended else 3
+        interrupted = self.stops > 0 and isinstance(self.lifespan.failure, Cancelled)
+        return 0 if ended and (started or interrupted) else 3
 
     def bind(self) -> None:
         """Open the listening sockets, so that nobody else can; they do not listen yet."""
@@ -327,9 +328,12 @@ class Server:
         lifespan.on_change = self.wake
         lifespan.put({"type": "lifespan.startup"})
         self.lifespan_task = self.stepper.spawn(coro, lifespan.on_done, context)
-        in_time = await self.lifespan_leaves("starting", 1)
+        in_time = await self.lifespan_leaves("starting", 0)
         seen = context if lifespan.context is None else lifespan.context
         self.service.context = seen.copy()
+        if self.stops and not in_time:
+            error_logger.info("stopped while starting")
+            return False
         if lifespan.has_failed or not in_time:
             self.report_lifespan("startup", in_time)
             return False

@@ -56,6 +56,7 @@ MAX_BACK_OFF = 30.0  # seconds until the next worker is started, however often t
 CALM = 10.0  # seconds without a death after which all is forgiven
 OWN_LAG = 1.0  # a deadline that comes so much too late says that we were stopped ourselves
 HURRY_TIME = 1.5  # seconds for a worker to show that it turns, when it is in a hurry
+REFUSED_DELAY = 1.0  # seconds until a process is asked for again
 REAP_DELAY = 0.05  # seconds between the end of a channel and that of its process
 
 
@@ -162,8 +163,21 @@ class Supervisor:
         if now < self.start_at:
             self.reactor.call_at(self.start_at, self.balance)
             return
-        for _ in range(number):
-            self.start("worker")
+        try:
+            for _ in range(number):
+                self.start("worker")
+        except OSError as exc:
+            self.on_no_process(exc)
+
+    def on_no_process(self, exc: OSError) -> None:
+        """The system has no process for us: without any we end, else we come back later."""
+        error_logger.error("no worker can be started: %s", exc.strerror or exc)
+        if self.children:
+            self.back_off()
+            self.reactor.call_at(self.reactor.clock() + REFUSED_DELAY, self.balance)
+        else:
+            self.exit_code = 1
+            self.begin_stop("stop")
 
     def on_death(self, child: Child, code: int) -> None:
         """A worker has ended without being told to."""
@@ -224,19 +238,25 @@ class Supervisor:
         forked = self.forks and kind == "worker"
         slate = Slate(-1 if forked else page_file())
         process: subprocess.Popen[bytes] | int
-        if forked:
-            process = fork_process(
-                self.forget_parent,
-                lambda: run_worker(self.config, self.sockets, theirs, slate),
-            )
-        else:
-            role = {
-                "kind": kind,
-                "watch": self.config.reload,
-                "files": [file.path for file in self.files],
-            }
-            process = spawn_process(role, [theirs, *self.sockets], slate, self.cwd)
-        theirs.close()
+        try:
+            if forked:
+                process = fork_process(
+                    self.forget_parent,
+                    lambda: run_worker(self.config, self.sockets, theirs, slate),
+                )
+            else:
+                role = {
+                    "kind": kind,
+                    "watch": self.config.reload,
+                    "files": [file.path for file in self.files],
+                }
+                process = spawn_process(role, [theirs, *self.sockets], slate, self.cwd)
+        except OSError:
+            ours.close()
+            slate.close()
+            raise
+        finally:
+            theirs.close()
         child = Child(process, slate, Deadline(self.reactor, lambda: self.on_deadline(child)))
         child.channel = Channel(
             self.reactor,

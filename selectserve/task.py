@@ -409,9 +409,14 @@ async def run_in_thread(function: Callable[..., Result], *args: Any) -> Result:
 def thread_pool(reactor: Reactor) -> Any:
     """Return the reactor's pool of worker threads, made when first asked for."""
     if reactor.threads is None:
-        try:
-            from concurrent.futures import ThreadPoolExecutor
-        except ImportError:
-            raise ConfigError("this Python has no threads: run_in_thread cannot work") from None
-        reactor.threads = ThreadPoolExecutor(MAX_THREADS, "selectserve")
+        reactor.threads = thread_pool_class("run_in_thread")(MAX_THREADS, "selectserve")
     return reactor.threads
+
+
+def thread_pool_class(wanted_by: str) -> Any:
+    """Return the class of such pools; raise ConfigError where Python has no threads."""
+    try:
+        from concurrent.futures import ThreadPoolExecutor
+    except ImportError:
+        raise ConfigError(f"this Python has no threads, which {wanted_by} needs") from None
+    return ThreadPoolExecutor

@@ -24,7 +24,7 @@ from contextvars import copy_context
 
 from .errors import ClientDisconnected
 from .response import check_pair
-from .task import Event, run_in_thread, stepper_here
+from .task import Event, run_in_thread, stepper_here, thread_pool_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class WSGIApp:
     """
 
     def __init__(self, app: WSGIFunction, workers: int = 10, multiprocess: bool = False) -> None:
+        thread_pool_class("a WSGI app")  # to be told now
         self.app = app
         self.workers = workers
         self.free = workers

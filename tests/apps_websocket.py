@@ -1,4 +1,4 @@
-"""The WebSocket apps of ``test_websocket_e2e``: one app, chosen by path; ``/last`` tells what it saw."""
+"""The apps of ``test_websocket_e2e``, chosen by path; ``/last?NAME`` tells what one of them saw."""
 
 from __future__ import annotations
 

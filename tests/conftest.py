@@ -31,6 +31,7 @@ if UNDER_TEST:
     for room in (ROOT / "selectserve").glob("*.py"):
         if not room.stem.startswith("__"):
             sys.modules[f"selectserve.{room.stem}"] = module
+            vars(module).setdefault(room.stem, module)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,14 +17,14 @@ PACKAGE = ROOT / "selectserve"
 
 # A room stands below everything that it may import. The order is also that of the single file.
 ROOMS = """
-    errors trace config sources
-    reactor logs systemd sockets listener filesend transport tls certificates
+    errors trace config sources material
+    reactor threadless logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
     service upgrade connection arrival
     importer welcome inspector server worker process supervisor
-    reload launch
-    cli bundle gunicorn
+    reload launch embed
+    bundle cli gunicorn
 """.split()
 
 # What belongs to one owner (or few): in the source, a module imported or a name used.
@@ -59,7 +59,7 @@ OWNERS = {
 # What a small Python may lack, or what is heavy: imported inside functions, or guarded by `try`.
 UNGUARDED_NEVER = """
     ssl asyncio zlib threading multiprocessing ctypes concurrent hashlib typing dataclasses enum
-    inspect urllib argparse traceback
+    inspect urllib argparse traceback subprocess tempfile
 """.split()
 
 MAX_FUNCTION = 60

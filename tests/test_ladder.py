@@ -108,9 +108,8 @@ def test_the_client_of_rung_01_talks_to_an_echo():
 
 
 @pytest.mark.parametrize("number", [8, 9])
-def test_any_app_runs_on_the_upper_rungs(number, monkeypatch):
-    monkeypatch.setenv("APP", "examples.hello:app")
-    with probe.Rung(number) as rung:
+def test_any_app_runs_on_the_upper_rungs(number):
+    with probe.Rung(number, APP="examples.hello:app") as rung:
         client = rung.connect()
         client.sendall(GET + GET)
         answer = client.makefile("rb").read(2 * len(HELLO))

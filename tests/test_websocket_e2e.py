@@ -111,7 +111,8 @@ def test_the_101_is_complete(client):
 
 def test_lists_in_any_case_are_a_handshake(client):
     client.send(
-        b"GET / HTTP/1.1\r\nHost: test\r\nupgrade: foo/1, WebSocket\r\nCONNECTION: keep-alive, UPGRADE\r\n"
+        b"GET / HTTP/1.1\r\nHost: test\r\n"
+        b"upgrade: foo/1, WebSocket\r\nCONNECTION: keep-alive, UPGRADE\r\n"
         b"sec-websocket-key: " + KEY.encode() + b"\r\nsec-websocket-version: 13\r\n\r\n"
     )
     assert client.read_response().status == 101

@@ -48,7 +48,10 @@ def run_module(module: str, ours: bool) -> dict:
         from tests.interop.loops import install
 
         install()
-    suite = unittest.defaultTestLoader.loadTestsFromName(f"test.test_asyncio.{module}")
+    try:
+        suite = unittest.defaultTestLoader.loadTestsFromName(f"test.test_asyncio.{module}")
+    except unittest.SkipTest:  # for another system
+        return {"run": 0, "skipped": 1, "failed": {}}
     with open(os.devnull, "w") as nowhere:
         stream = nowhere if not os.environ.get("VERBOSE") else sys.stderr
         result = unittest.TextTestRunner(stream=stream, verbosity=0).run(suite)

@@ -283,11 +283,13 @@ class World:
     """One simulated worker, its network, its clients; ``play`` lives it from start to end.
 
     ``storm`` from 0 to 1 says how hard it blows: 0 is a calm world without faults of its own.
+    In an ``exact`` world nothing is left to chance, and only waiting takes time.
     """
 
-    def __init__(self, seed, storm, app, options):
+    def __init__(self, seed, storm, app, options, exact=False):
         self.seed = seed
         self.storm = storm
+        self.exact = exact
         self.random = random.Random(seed)
         self.clock = FakeClock()
         self.numbers = itertools.count(10)
@@ -304,7 +306,7 @@ class World:
         self.held = []  # when apps held the reactor, and for how long
         # In a noisy world readiness comes late or for nothing; a request may then meet a deadline
         # that it would have met in time, so that no app holds the reactor there.
-        self.noisy = storm > 0 or self.random.random() < 0.5
+        self.noisy = storm > 0 or self.happens(0.5)
         self.before_wait = lambda: None  # the invariants
         self.when_still = lambda: False  # nothing will happen any more; True if now it does
         self.wakeup = Wakeup(self)
@@ -344,7 +346,7 @@ class World:
 
     def happens(self, probability):
         """Tell whether something of ``probability`` happens."""
-        return probability > 0 and self.random.random() < probability
+        return probability > 0 and not self.exact and self.random.random() < probability
 
     def later(self, delay, action):
         """Let ``action`` happen in ``delay`` seconds."""
@@ -424,7 +426,8 @@ class World:
                 raise Violation(f"the server waits, and so do {waiting}, {list(self.keys)}")
             self.act()
             ready = self.find_ready(0)
-        clock.now += self.random.random() * 0.0005
+        if not self.exact:
+            clock.now += self.random.random() * 0.0005
         if self.happens(self.storm * 0.002):
             clock.now += self.random.choice((0.5, 3, 20, 200))  # the machine was suspended
             self.tell("time jumps")
