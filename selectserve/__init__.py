@@ -22,6 +22,7 @@ The life of a request, by the names of those who live it:
 from __future__ import annotations
 
 from .config import Config
+from .embed import by_hand, serving
 from .errors import Cancelled, ClientDisconnected, ConfigError, ProtocolError
 from .launch import run
 from .reactor import Reactor
@@ -39,8 +40,10 @@ __all__ = [
     "ProtocolError",
     "Reactor",
     "Server",
+    "by_hand",
     "run",
     "run_in_thread",
+    "serving",
     "sleep",
     "spawn",
     "wait_readable",

@@ -99,7 +99,7 @@ class Entrance:
             )
             transport.start(TLSArrival(transport, self))
         if transport.trace:
-            transport.trace("accept", transport, f"from {peer} on {local}")
+            transport.trace("accept", transport, f"from {transport.peer_name}")
         if data:
             transport.received(data)
 

@@ -26,10 +26,10 @@ ROOMS = tuple(
     reactor threadless logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
-    service upgrade connection arrival
+    service upgrade connection arrival narrator census observer
     importer welcome inspector server worker process supervisor
     reload launch embed
-    bundle cli gunicorn
+    explain bundle cli gunicorn
     """.split()
 )
 # What a small Python may lack: a chapter that imports it without need would take all others along.
@@ -259,8 +259,8 @@ def package_text(name: str) -> str:
 def module_object(room: str) -> str:
     """Return what makes a room that answers for its attributes (PEP 562) a module again."""
     return (
-        f'\n\nsys.modules["selectserve.{room}"] = type(sys)("selectserve.{room}")\n'
-        f'vars(sys.modules["selectserve.{room}"])["__getattr__"] = __getattr__\n'
+        f'\n\n{room} = sys.modules["selectserve.{room}"] = type(sys)("selectserve.{room}")\n'
+        f"{room}.__getattr__ = __getattr__\n"
         f"del __getattr__\n"
     )
 

@@ -8,7 +8,9 @@ import sys
 from .bundle import write_bundle
 from .config import Config, all_options, environment_values
 from .errors import ConfigError
+from .explain import explain
 from .launch import check, serve
+from .logs import wants_colour
 from .sources import load_env_file, read_config_file, write_config
 
 TYPE_CHECKING = False
@@ -33,26 +35,7 @@ def make_parser(version: str) -> argparse.ArgumentParser:
         "app", nargs="?", metavar="APP", help="module:attribute; none: welcome page"
     )
     parser.add_argument("--version", action="version", version=f"selectserve {version}")
-    parser.add_argument("--config", metavar="FILE", help="read options from TOML or JSON")
-    parser.add_argument(
-        "--print-config", action="store_true", help="show all options as such a file, and end"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="import APP, check everything, and end"
-    )
-    parser.add_argument(
-        "--bundle",
-        metavar="FILE",
-        help="write the whole server to this one file, and end; a .pyz may hold apps too",
-    )
-    parser.add_argument(
-        "--with",
-        dest="apps",
-        metavar="APP",
-        action="append",
-        default=[],
-        help="put APP's module or package into the .pyz, which then serves the first of them",
-    )
+    add_commands(parser)
     groups = {}
     for option in all_options():
         if option.code_only:
@@ -79,6 +62,33 @@ def make_parser(version: str) -> argparse.ArgumentParser:
                 help=option.meaning + default,
             )
     return parser
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add what is no option of a server, but about them, or instead of serving."""
+    parser.add_argument("--config", metavar="FILE", help="read options from TOML or JSON")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show all options as such a file, and end"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="import APP, check everything, and end"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="tell the life of a request from the code, and end"
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="write the whole server to this one file, and end; a .pyz may hold apps too",
+    )
+    parser.add_argument(
+        "--with",
+        dest="apps",
+        metavar="APP",
+        action="append",
+        default=[],
+        help="put APP's module or package into the .pyz, which then serves the first of them",
+    )
 
 
 def read_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -118,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = make_parser(__version__)
     given = vars(parser.parse_args(arguments))
+    if given.get("explain"):
+        print(explain(wants_colour(sys.stdout, None)), end="")
+        return 0
     try:
         values, origins = read_options(given)
         config = Config(values.pop("app", None), **values)

@@ -337,6 +337,12 @@ class Config:
         flag=True,
         group="logs",
     )
+    slow_step = Option(
+        0.1,
+        "log a step of the app that holds up the others for so many seconds; 0: never",
+        kind=seconds,
+        group="logs",
+    )
     use_colors: Option[bool | None] = Option(
         None, "colour the log (default: on a terminal)", flag=True, group="logs"
     )

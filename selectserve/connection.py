@@ -21,6 +21,7 @@ from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 from .logs import error_logger, log_app_error, printable
 from .reactor import EVENT_READ, NEVER, Deadline
 from .response import ResponseWriter, plain_answer
+from .transport import LARGE_READ, READ_SIZE
 from .upgrade import WebSocketConnection
 
 TYPE_CHECKING = False
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 
     from .http1 import HTTPEvent
     from .service import Service
-    from .trace import Tracer
+    from .trace import Tells
     from .transport import Transport
 
 
 PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
-BODY_WATERMARK = 65536  # bytes of a body that the app has not received
+BODY_WATERMARK = LARGE_READ  # bytes of a body that the app has not received
 BODY_PROGRESS = 1024  # bytes that count as progress of a slow body
 ON_ITS_WAY = 0.25  # seconds in which, at shutdown, one more request may arrive
 
@@ -152,9 +153,6 @@ class HTTPConnection:
                 self.finish(True)
                 return
             event = self.next_event()
-        if not transport.reading and not self.eof:
-            if event is NEED_DATA or self.parser.buffered <= PIPELINE_WATERMARK:
-                transport.resume_reading()
         if type(event) is Request:
             self.start_cycle(event)
         elif event is NEED_DATA:
@@ -162,6 +160,17 @@ class HTTPConnection:
                 self.wait_for("head", self.service.timeout_header)
         elif event is CLOSED:
             self.transport.close()
+        if not transport.reading and not self.eof and self.has_room(event):
+            transport.resume_reading()
+
+    def has_room(self, event: HTTPEvent | None) -> bool:
+        """Tell whether more should be read after ``event``, the last one of the parser."""
+        cycle = self.cycle
+        if cycle is None:
+            return event is NEED_DATA  # else response_complete has seen to it
+        if cycle.input == "open":
+            return cycle.pieces_size <= BODY_WATERMARK
+        return self.parser.buffered <= PIPELINE_WATERMARK
 
     def next_event(self) -> HTTPEvent | None:
         """Ask the parser; None when it failed and the failure was answered."""
@@ -173,7 +182,7 @@ class HTTPConnection:
             self.refuse(exc)
             return None
 
-    def trace_event(self, trace: Tracer) -> HTTPEvent | None:
+    def trace_event(self, trace: Tells) -> HTTPEvent | None:
         """The same, narrated."""
         before = self.parser.state
         try:
@@ -223,8 +232,6 @@ class HTTPConnection:
         else:
             self.parser.next_event()  # the end: nothing else can follow
             cycle.input = "ended"
-        if transport.trace:
-            transport.trace("task", transport, f"app({request.method} {scope['path']})")
         coro = service.app(scope, cycle.receive, cycle.send)
         cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
 
@@ -250,9 +257,13 @@ class HTTPConnection:
                 return
             event = self.next_event()
             if type(event) is Data:
-                self.body_progress += len(event.data)
+                size = len(event.data)
+                self.body_progress += size
+                if size >= READ_SIZE:
+                    self.transport.read_size = LARGE_READ
                 cycle.on_data(event.data)
             elif type(event) is EndOfMessage:
+                self.transport.read_size = READ_SIZE
                 cycle.on_end()
                 if self.awaited == "body":
                     self.wait_for("app", NEVER)
@@ -432,8 +443,10 @@ class HTTPConnection:
     def on_answer_read(self) -> None:
         """The client has read the last answer at last: it is idle from now on."""
         self.log_requests()
+        service = self.service
         if self.cycle is None and self.deadline.at == NEVER and self.transport.state == "open":
-            self.wait_for(self.awaited, self.service.timeout_keep_alive)
+            ends = service.draining == "now"
+            self.wait_for(self.awaited, ON_ITS_WAY if ends else service.timeout_keep_alive)
 
     def close_if_idle(self, gently: bool) -> None:
         """Close, at shutdown, a connection between two requests; else this one is its last.

@@ -14,6 +14,7 @@ CPython's own test_asyncio on this loop to notice when one goes.
 from __future__ import annotations
 
 import sys
+from contextvars import copy_context
 from functools import cache, partial
 
 from .reactor import EVENT_READ, EVENT_WRITE, Reactor
@@ -37,40 +38,60 @@ else:
     HandleBase = TimerHandleBase = LoopBase = object  # asyncio's come in by facade_class()
 
 
-def run_handle(handle: Any) -> None:
-    """Call back, unless cancelled meanwhile; in debug mode tell what takes long."""
-    if not handle._cancelled:
-        if handle._loop._debug:
-            handle._loop.run_watched(handle)
-        else:
-            handle._run()
-    handle = None  # the frame may live on in a traceback, and must not keep the task of it
+class FacadeCallable(HandleBase):
+    """A Handle that the reactor can call like anything else in its ready queue.
+
+    ``facade_class`` makes asyncio's own ``_run`` the ``__call__``; with a method between that looks
+    whether it was cancelled, a turn of a task costs 8 % more than on the stock loop.
+    """
+
+    __slots__: tuple[str, ...] = ()
+    if TYPE_CHECKING:
+        _callback: Any
+        _args: Any
+        _loop: Any
+        _source_traceback: list[Any] | None
+
+    def cancel(self) -> None:
+        """Do nothing when called; the reactor cannot know."""
+        super().cancel()
+        self._callback = int
+        self._args = ()
 
 
-class FacadeHandle(HandleBase):
-    """A Handle that the reactor can call like anything else in its ready queue."""
+class FacadeHandle(FacadeCallable):
+    """A Handle, made a little faster."""
 
     __slots__ = ()
-    __call__ = run_handle
-    if TYPE_CHECKING:
-        _source_traceback: list[Any]
+
+    def __init__(
+        self, callback: Callable[..., object], args: Any, loop: Any, context: Context | None = None
+    ) -> None:
+        if loop._debug:
+            super().__init__(callback, args, loop, context)
+            return
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
 
 
-class FacadeTimerHandle(TimerHandleBase):
+class FacadeTimerHandle(FacadeCallable, TimerHandleBase):
     """A TimerHandle that joins the ready queue when the reactor's clock has reached it."""
 
     __slots__: tuple[str, ...] = ()
-    __call__ = run_handle
     if TYPE_CHECKING:
         timer: Timer
-        _loop: Any
         _scheduled: bool
-        _source_traceback: list[Any]
 
     def fire(self) -> None:
         """Queue behind what is ready already, in asyncio's order."""
         self._scheduled = False
-        self._loop._ready.append(self)
+        loop = self._loop
+        loop._ready.append(partial(loop.run_watched, self) if loop._debug else self)
 
 
 class FacadeKey:
@@ -287,12 +308,12 @@ class FacadeLoop(LoopBase):
         handle = self.handle_class(callback, args, self, context)
         if handle._source_traceback:
             del handle._source_traceback[-1]
-        self._ready.append(handle)
+        self._ready.append(partial(self.run_watched, handle) if self._debug else handle)
         return handle
 
     def _add_callback(self, handle: asyncio.Handle) -> None:
-        if not handle._cancelled:
-            self._ready.append(partial(run_handle, handle))
+        if not handle._cancelled:  # asyncio's own, of a descriptor or a signal
+            self._ready.append(partial(self.run_watched, handle))
 
     def call_at(
         self,
@@ -325,8 +346,17 @@ class FacadeLoop(LoopBase):
         """Read the reactor's clock."""
         return self.reactor.clock()
 
-    def run_watched(self, handle: asyncio.Handle) -> None:
-        """Call back in debug mode: warn of what takes long, as asyncio does."""
+    def run_watched(self, handle: Any) -> None:
+        """Call back, unless cancelled meanwhile; in debug mode warn of what takes long."""
+        if not handle._cancelled:
+            if self._debug:
+                self.run_timed(handle)
+            else:
+                handle._run()
+        handle = None  # the frame may live on in a traceback, and must not keep the task of it
+
+    def run_timed(self, handle: Any) -> None:
+        """Call back, and warn as asyncio does."""
         from asyncio import base_events
 
         private: Any = base_events
@@ -340,7 +370,7 @@ class FacadeLoop(LoopBase):
         if took >= self.slow_callback_duration:
             text = private._format_handle(handle)
             private.logger.warning("Executing %s took %.3f seconds", text, took)
-        del handle  # as in run_handle
+        handle = None
 
     # -- wakeups and signals ---------------------------------------------------------------------
 
@@ -393,8 +423,13 @@ def facade_class() -> Any:
     """Return the loop's class, with asyncio's behind it; importing asyncio is the caller's wish."""
     import asyncio
 
-    handle = type("Handle", (FacadeHandle, asyncio.Handle), {"__slots__": ()})
-    timer = type("TimerHandle", (FacadeTimerHandle, asyncio.TimerHandle), {"__slots__": ("timer",)})
+    run = asyncio.Handle._run
+    handle = type("Handle", (FacadeHandle, asyncio.Handle), {"__slots__": (), "__call__": run})
+    timer = type(
+        "TimerHandle",
+        (FacadeTimerHandle, asyncio.TimerHandle),
+        {"__slots__": ("timer",), "__call__": run},
+    )
     return type(
         "ReactorEventLoop",
         (FacadeLoop, asyncio.SelectorEventLoop),

@@ -158,6 +158,7 @@ class RequestParser:
         "scanned",
         "section",
         "section_headers",
+        "section_length",
     )
 
     def __init__(self, limits: Limits | None = None, fields: FieldLines | None = None) -> None:
@@ -170,6 +171,7 @@ class RequestParser:
         self.empty_lines = 0
         self.section = b"\n"  # the last header section, if the next may be the same
         self.section_headers: Headers = []
+        self.section_length: int | None = None
         self.request = NO_REQUEST  # the one whose head or body is being read
         self.body_left = 0  # of the whole body, or of the chunk
         self.body_received = 0
@@ -242,6 +244,7 @@ class RequestParser:
         section = buffer[line_end + 2 : end]
         if section == self.section:  # clients repeat themselves
             request.headers = self.section_headers.copy()
+            request.content_length = self.section_length
         elif not self.read_plain_section(request, bytes(section)):
             return self.skip_empty_lines()
         self.request = request
@@ -257,8 +260,8 @@ class RequestParser:
     def read_plain_section(self, request: Request, section: bytes) -> bool:
         """Read all fields into ``request``; False if there is anything to refuse or to stream.
 
-        A section about nothing but the connection's next request is remembered until the
-        connection sends another one, or ends: browsers and clients of APIs repeat theirs.
+        A plain section is remembered until the connection sends another one, or ends: browsers
+        and clients of APIs repeat theirs.
         """
         lines = section.split(b"\r\n") if section else []
         if len(lines) > self.limits.header_fields:
@@ -271,8 +274,9 @@ class RequestParser:
         length = request.content_length
         if request.chunked or (length and length > self.limits.body_size > 0):
             return False
-        if length is None and request.keep_alive and not request.upgrade | request.expect_continue:
+        if request.keep_alive and not request.upgrade | request.expect_continue:
             self.section = section
+            self.section_length = length
             self.section_headers = request.headers.copy()
         return True
 

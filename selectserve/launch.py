@@ -38,7 +38,7 @@ def serve(config: Config) -> int:
     """Serve with ``config``; return the exit code. What the app raises on import is shown."""
     role = take_role(os.environ)
     if role is not None and role.kind == "worker":
-        return run_spawned(config, role)
+        sys.exit(run_spawned(config, role))  # what comes behind run() is not for a worker
     if config.reload:
         made: Server | Supervisor | int = prepare(config, lambda: Reloader(config))
     elif config.workers > 1 or config.max_worker_age or config.max_worker_memory or role:

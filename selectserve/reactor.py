@@ -17,11 +17,11 @@ import socket
 import time
 from collections import deque
 
-from .trace import Tracer
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Protocol
+
+    from .trace import Tells
 
     Handler = Callable[[int], object]
 
@@ -114,7 +114,7 @@ class Reactor:
         self,
         selector: selectors.BaseSelector | None = None,
         clock: Callable[[], float] = time.monotonic,
-        trace: Tracer | None = None,
+        trace: Tells | None = None,
         wakeup_pair: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
         self.selector = selectors.DefaultSelector() if selector is None else selector
@@ -126,9 +126,10 @@ class Reactor:
         self.timer_numbers = itertools.count()
         self.cancelled_timers = 0
         self.running = False
+        self.on_turn: Callable[[], object] | None = None  # told when a wait has ended
         self.on_signal: Callable[[int], object] = int  # int(n) is n: nothing
         self.on_fault: Callable[[Exception], object] | None = None  # a bug of ours, to be told
-        self.trace: Tracer | None = trace
+        self.trace: Tells | None = trace
         self.threads: Any = None  # the pool of run_in_thread, once somebody needs it
         self.wakeup_receiver, self.wakeup_sender = wakeup_pair or socket.socketpair()
         self.wakeup_receiver.setblocking(False)
@@ -222,6 +223,8 @@ class Reactor:
             limit = patience
         events = self.selector.select(limit)
         self.now = self.clock()
+        if self.on_turn is not None:
+            self.on_turn()
         for key, ready in events:
             key.data(ready)
         if self.timers and self.timers[0][0] <= self.now:

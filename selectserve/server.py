@@ -29,12 +29,14 @@ from .lifespan import Lifespan
 from .listener import Listener
 from .logs import (
     AccessLog,
+    Outlet,
     error_logger,
     load_log_config,
     reopen_logs,
     set_up_logging,
     wants_colour,
 )
+from .narrator import narrate
 from .reactor import Reactor
 from .service import Service
 from .sockets import SocketFile, describe_address, open_sockets, unix_name
@@ -42,6 +44,7 @@ from .sources import load_env_file
 from .systemd import Notifier
 from .task import current_stepper, release
 from .trace import Tracer
+from .watchdog import Watchdog
 from .welcome import welcome
 
 TYPE_CHECKING = False
@@ -97,12 +100,6 @@ class Server:
         self.wall_clock = wall_clock
         self.reactor = Reactor() if reactor is None else reactor
         self.reactor.on_fault = self.on_fault
-        if config.trace:
-            self.reactor.trace = Tracer(
-                self.reactor.clock,
-                form=config.trace_format,
-                colour=wants_colour(sys.stderr, config.use_colors),
-            )
         app = welcome if config.app is None else config.app
         self.stepper: Stepper
         self.app, self.stepper = load_and_choose(
@@ -113,6 +110,7 @@ class Server:
             self.on_asyncio,
         )
         self.service = self.make_service()
+        self.tracer = self.make_tracer() if config.trace else None
         self.entrance = self.make_entrance()
         form = config.access_log_format
         self.access_format = AccessFormat(form, wall_clock) if form else None
@@ -127,6 +125,7 @@ class Server:
         self.waiter: Waits | None = None  # of main, while it waits for a change
         self.urls: list[str] = []
         self.had_terminal = has_terminal()
+        self.watchdog = Watchdog(self.reactor, config.slow_step)
 
     def make_service(self) -> Service:
         """Make what the connections share out of the options."""
@@ -163,6 +162,17 @@ class Server:
             service.tell_date = self.tell_date
         service.on_limit = service.on_stop = self.stop
         return service
+
+    def make_tracer(self) -> Tracer:
+        """Have everything told on stderr, which nobody waits for."""
+        tracer = Tracer(
+            self.reactor.clock,
+            Outlet(sys.stderr),
+            self.config.trace_format,
+            wants_colour(sys.stderr, self.config.use_colors),
+        )
+        narrate(self.reactor, self.service, tracer)
+        return tracer
 
     def make_entrance(self) -> Entrance:
         """Make what leads the clients in: certificates are loaded here, or complained about."""
@@ -203,7 +213,7 @@ class Server:
             if started and not self.stops:
                 self.listen()
         except ConfigError as exc:
-            error_logger.error("%s", exc)
+            self.report_config(exc)
             await self.stop_lifespan()
             return exc.exit_code
         if started:
@@ -224,6 +234,8 @@ class Server:
 
     def listen(self) -> None:
         """Listen, and say where."""
+        if self.config.slow_step:
+            self.watchdog.start()
         if self.config.access_log:
             self.service.access_log = AccessLog(self.reactor, self.access_format)
         scheme = "http" if self.entrance.certificates is None else "https"
@@ -231,6 +243,8 @@ class Server:
             listener.start()
             address = describe_address(listener.sock)
             self.urls.append(address if address.startswith("unix:") else f"{scheme}://{address}")
+        if self.tracer is not None:
+            self.tracer.begin()
         self.announce()
 
     def announce(self) -> None:
@@ -375,6 +389,10 @@ class Server:
         while self.lifespan.status == status and self.reactor.clock() < until:
             await self.change(until)
 
+    def report_config(self, exc: ConfigError) -> None:
+        """Say why we do not serve."""
+        error_logger.error("%s", exc)
+
     def report_lifespan(self, phase: str, in_time: bool) -> None:
         """Say why startup or shutdown did not succeed."""
         failure = self.lifespan.failure
@@ -464,6 +482,7 @@ class Server:
 
     def close(self) -> None:
         """Release everything that is left."""
+        self.watchdog.stop()
         for listener in self.listeners:
             listener.close()
         for file in self.socket_files:

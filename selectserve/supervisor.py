@@ -177,7 +177,7 @@ class Supervisor:
             self.reactor.call_at(self.reactor.clock() + REFUSED_DELAY, self.balance)
         else:
             self.exit_code = 1
-            self.begin_stop("stop")
+            self.reactor.call_soon(lambda: self.begin_stop("stop"))
 
     def on_death(self, child: Child, code: int) -> None:
         """A worker has ended without being told to."""

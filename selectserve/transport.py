@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 READ_SIZE = 65536
+LARGE_READ = 262144  # for uploads: a quarter of the turns for the same bytes
 HIGH_WATERMARK = 65536  # above it the writer has to wait…
 LOW_WATERMARK = 16384  # …until so little is left (asyncio's proportion)
 JOIN_LIMIT = 32768  # below it one copy is cheaper than a vector of pieces
@@ -73,6 +74,7 @@ class Transport:
         "peer",
         "protocol",
         "reactor",
+        "read_size",
         "reading",
         "secure",
         "sock",
@@ -105,6 +107,7 @@ class Transport:
         self.interest = 0  # the mask registered now
         self.blocked = False  # the last write was short: EVENT_WRITE tells when to go on
         self.reading = True
+        self.read_size = READ_SIZE  # its protocol may raise it while much is to come
         self.writing_paused = False
         self.out: list[Piece] = []
         self.out_size = 0
@@ -145,7 +148,7 @@ class Transport:
     def read(self, _ready: int) -> None:
         """Receive once, the reactor comes back if there is more: the handler for reading only."""
         try:
-            data = self.sock.recv(READ_SIZE)
+            data = self.sock.recv(self.read_size)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
@@ -234,12 +237,16 @@ class Transport:
         """Read nothing until ``resume_reading``: the kernel's buffer fills, the client waits."""
         if self.reading:
             self.reading = False
+            if self.trace:
+                self.trace("pause", self, "nothing is read: what has come is not wanted yet")
             self.update_interest()
 
     def resume_reading(self) -> None:
         """Read again; not to be called after eof_received."""
         if not self.reading and self.state == "open":
             self.reading = True
+            if self.trace:
+                self.trace("resume", self, "reading goes on")
             self.update_interest()
 
     def close(self) -> None:

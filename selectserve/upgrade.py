@@ -20,6 +20,7 @@ from .logs import log_app_error
 from .reactor import NEVER, Deadline
 from .response import ResponseWriter, plain_answer
 from .session import WebSocketSession
+from .transport import LARGE_READ, READ_SIZE
 from .websocket import Binary, Close, Text, WebSocket, encode_frame
 
 TYPE_CHECKING = False
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from .asgi import Message
     from .http1 import Request
     from .service import Service
+    from .trace import Tells
     from .transport import Transport
+    from .websocket import WebSocketEvent
 
 HOLD_TIME = 1.0  # seconds for the app to answer what came before a broken frame
 CLOSE_TIMEOUT = 10.0  # seconds for the client's half of the closing handshake
@@ -110,6 +113,7 @@ class WebSocketConnection:
             return
         if self.awaited != "close":
             self.wait_for("data", self.service.ws_ping_interval)  # any byte is a sign of life
+        self.transport.read_size = LARGE_READ if len(data) >= READ_SIZE else READ_SIZE
         self.machine.receive_data(data)
         self.pump()
 
@@ -152,9 +156,7 @@ class WebSocketConnection:
                 self.full = True  # what else has come stays in the machine, and in the kernel
                 self.transport.pause_reading()
                 break
-            event = machine.next_event()
-            if trace:
-                trace("event", self.transport, event)
+            event = self.trace_event(machine, trace) if trace else machine.next_event()
             if event is NEED_DATA:
                 break
             if type(event) is Text:
@@ -168,6 +170,13 @@ class WebSocketConnection:
                     self.end(event)
                 return
         self.write_out()
+
+    def trace_event(self, machine: WebSocket, trace: Tells) -> WebSocketEvent:
+        """Ask the machine, and tell."""
+        before = machine.read.__name__
+        event = machine.next_event()
+        trace("event", self.transport, event, f"({before} -> {machine.read.__name__})")
+        return event
 
     def hold(self, close: Close) -> None:
         """Let the app answer what came before a broken frame; then the failure goes out."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import re
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from .support import ROOT, UNDER_TEST, Server
+from .support import ROOT, UNDER_TEST, Server, run_server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Callable, Iterator
 
 numbers = itertools.count()
@@ -77,6 +79,19 @@ def module_serve() -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers.values():
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A folder that everybody may read, with the built selectserve.py and tests/tiny.py in it."""
+    folder = Path(tempfile.mkdtemp(prefix="selectserve-"))
+    folder.chmod(0o755)
+    built = folder / "selectserve.py"
+    done = run_server("--bundle", str(built))
+    assert done.returncode == 0, done.stderr
+    shutil.copy(ROOT / "tests" / "tiny.py", folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

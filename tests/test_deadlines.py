@@ -632,7 +632,9 @@ def test_who_does_not_get_through_is_closed(options, seconds, drips):
         options = {**options, "timeout_handshake": seconds}
     stage = Stage(hello, **options)
     hello_record = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
-    said = b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 80" if "proxy_protocol" in options else hello_record
+    said = (
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 80" if "proxy_protocol" in options else hello_record
+    )
 
     def script(visitor):
         visitor.connect()

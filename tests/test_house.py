@@ -21,10 +21,10 @@ ROOMS = """
     reactor threadless logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
-    service upgrade connection arrival
+    service upgrade connection arrival narrator census observer
     importer welcome inspector server worker process supervisor
     reload launch embed
-    bundle cli gunicorn
+    explain bundle cli gunicorn
 """.split()
 
 # What belongs to one owner (or few): in the source, a module imported or a name used.
@@ -38,8 +38,8 @@ OWNERS = {
     "import ssl": "tls certificates",
     "import re": "grammar forwarded sources access",
     "import zlib": "deflate",
-    "import hashlib": "handshake",
-    "import threading": "task supervisor aio facade",
+    "import hashlib": "handshake bundle",
+    "import threading": "task supervisor aio facade embed watchdog",
     "import asyncio": "aio facade",
     "import anyio": "aio facade",
     "import trio": "guest",
@@ -53,7 +53,7 @@ OWNERS = {
     ".recv_into(…)": "transport tls",
     "os.sendfile": "transport",
     "socket.SHUT_WR": "transport tls",
-    ".throw": "task aio",
+    ".throw": "task aio narrator",
 }
 
 # What a small Python may lack, or what is heavy: imported inside functions, or guarded by `try`.

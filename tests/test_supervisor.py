@@ -540,7 +540,8 @@ def test_a_new_version_takes_over(serve, tmp_path, start):
     """USR2, under load: nothing is lost, the old one ends, the socket file stays."""
     path = str(tmp_path / "socket")
     server = serve(
-        *APP, "--workers", "2", "--worker-start", start, "--bind", f"unix:{path}", "--bind", "127.0.0.1:0",
+        *APP, "--workers", "2", "--worker-start", start,
+        "--bind", f"unix:{path}", "--bind", "127.0.0.1:0",
     )  # fmt: skip
     server.port = int(server.wait_for_log(r"http://127.0.0.1:(\d+)")[1])
     load = Load(server.address)

@@ -171,7 +171,7 @@ def check_end(world):
     abandoned = [call for call in world.running if not call.behaviour.stubborn]
     require(world.storm or not abandoned, "requests were abandoned", abandoned)
     live = [timer for _, _, timer in world.last_timers if timer.action is not None]
-    require(not live or world.running, "timers are left", live)
+    require(not live or world.running or world.storm, "timers are left", live)
     require(service.cycles == len(world.running), "requests are left in the books", service.cycles)
     require(not reactor.unflushed, "something is unflushed", reactor)
     for client in world.clients:

@@ -7,6 +7,8 @@ behaves, and on whether the world is calm.
 
 from __future__ import annotations
 
+from selectserve.connection import ON_ITS_WAY
+
 from .answers import BadAnswer, read_answer
 from .apps import BEHAVIOURS, text_of
 from .world import NEVER, Link, Violation
@@ -104,7 +106,9 @@ class Ask:
             data = self.body[at : at + size]
             out.append(b"%x\r\n%b\r\n" % (len(data), data))
             at += size
-        out.append(rng.choice((b"0\r\n\r\n", b"000\r\n\r\n", b"0;x=y\r\n\r\n", b"0\r\nA: b\r\n\r\n")))
+        out.append(
+            rng.choice((b"0\r\n\r\n", b"000\r\n\r\n", b"0;x=y\r\n\r\n", b"0\r\nA: b\r\n\r\n"))
+        )
         return b"".join(out)
 
 
@@ -366,7 +370,9 @@ class Client:
         patience = self.world.options["timeout_graceful_shutdown"]
         if self.signals_seen() > (1 if patience >= 10 else 0):
             return True
-        return self.link.lost and any(a.version == "1.0" and not a.behaviour.framed for a in self.asks)
+        return self.link.lost and any(
+            a.version == "1.0" and not a.behaviour.framed for a in self.asks
+        )
 
     def was_held_up(self):
         """Tell whether apps held the reactor for so long that our keep-alive time was over."""
@@ -507,7 +513,9 @@ class Good(Client):
             asked = max(world.signals[0][0], self.spoke_at, self.settled_at)
             took = world.clock.now - asked - world.held_around(asked)
             if not any(ask.calls and not ask.settled for ask in self.asks):
-                world.check(took < 0.5, f"{self!r} was sent away {took:.1f} s after the signal")
+                world.check(
+                    took < ON_ITS_WAY + 0.2, f"{self!r} was sent away {took:.1f} s after the signal"
+                )
 
     def talk(self):
         """Send all requests."""

@@ -1,4 +1,4 @@
-"""story: one seed, one world: who comes, what weather it is, when it ends, and that it ended well."""
+"""story: one seed, one world: who comes, what weather it is, when and how it ends."""
 
 from __future__ import annotations
 

@@ -312,7 +312,7 @@ class World:
         self.wakeup = Wakeup(self)
         self.gate = Gate(self)
         self.reactor = Reactor(self, self.clock, wakeup_pair=(self.wakeup, Wakeup(self)))
-        config = Config(app, **{"loop": "native", "access_log": False, **options})
+        config = Config(app, **{"loop": "native", "access_log": False, "slow_step": 0.0, **options})
         self.server = Server(config, self.reactor, self.wall_clock, [self.gate])
         self.service = self.server.service
         self.service.connections = OrderedSet()

@@ -172,6 +172,8 @@ class Refused(AsyncWebsocketConsumer):
 app = ProtocolTypeRouter(
     {
         "http": get_asgi_application(),
-        "websocket": URLRouter([path("ws", Socket.as_asgi()), path("ws-refused", Refused.as_asgi())]),
+        "websocket": URLRouter(
+            [path("ws", Socket.as_asgi()), path("ws-refused", Refused.as_asgi())]
+        ),
     }
 )

@@ -1,0 +1,93 @@
+"""Run a program where there is less: ``python smaller.py WHAT… -- FILE …``.
+
+WHAT is ``without=ssl,zlib`` (modules that cannot be imported), ``nofile=32`` (descriptors),
+``memory=64`` (MiB of address space beyond those in use), ``nofiles`` (nothing can be written to
+files), ``nofork`` (the system gives no process), ``nothreads`` (nor a thread), ``nobody``.
+"""
+
+import os
+import sys
+
+
+class Lacking:
+    """Stand at the head of sys.meta_path and know of nothing that is missing."""
+
+    def __init__(self, names):
+        # What an interpreter needs for itself, even the smallest, is loaded by now.
+        import collections  # noqa: F401
+        import functools  # noqa: F401
+
+        self.names = names
+        for name in list(sys.modules):
+            if name.split(".")[0] in names:
+                del sys.modules[name]
+
+    def find_spec(self, name, path=None, target=None):
+        """Fail for what is missing."""
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def refuse(*_arguments, **_options):
+    """Stand for a system call that is not allowed."""
+    raise PermissionError(1, "Operation not permitted")
+
+
+def refuse_thread(*_arguments, **_options):
+    """Stand for _thread.start_new_thread where there is one thread only, as in WebAssembly."""
+    raise RuntimeError("can't start new thread")
+
+
+def limit(name, value):
+    """Set a limit of the process."""
+    import resource
+
+    resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def take_away(what):
+    """Have less."""
+    name, _, value = what.partition("=")
+    if name == "without":
+        sys.meta_path.insert(0, Lacking(value.split(",")))
+    elif name == "nofile":
+        limit("RLIMIT_NOFILE", int(value))
+    elif name == "memory":
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit("RLIMIT_AS", used + (int(value) << 20))
+    elif name == "nofiles":
+        limit("RLIMIT_FSIZE", 0)
+    elif name == "nofork":
+        os.fork = refuse
+    elif name == "nothreads":
+        import _thread
+
+        _thread.start_new_thread = refuse_thread
+        _thread.start_joinable_thread = refuse_thread
+    elif name == "nobody":
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    else:
+        sys.exit(f"smaller.py: what is {what!r}?")
+
+
+def main():
+    """Take away what is asked for, then become the program."""
+    cut = sys.argv.index("--")
+    wanted = sys.argv[1:cut]
+    sys.argv = sys.argv[cut + 1 :]
+    with open(sys.argv[0], "rb") as file:
+        code = compile(file.read(), sys.argv[0], "exec")
+    sys.path[:1] = [os.path.dirname(os.path.abspath(sys.argv[0]))]
+    for what in wanted:
+        take_away(what)
+    space = vars(sys.modules["__main__"])
+    space["__file__"] = sys.argv[0]
+    space["__builtins__"] = __builtins__
+    exec(code, space)
+
+
+if __name__ == "__main__":
+    main()
