@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         def response_complete(self, cycle: HTTPCycle) -> None: ...
         def response_broken(self, cycle: HTTPCycle, reason: str) -> None: ...
         def body_wanted(self, cycle: HTTPCycle) -> None: ...
-        def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None: ...
 
 
 ASGI_VERSION = "3.0"
@@ -239,10 +238,6 @@ class HTTPCycle:
         if self.input == "open":
             self.input = "cut"
         self.release_waiters()
-
-    def on_done(self, exc: BaseException | None) -> None:
-        """The app has returned, or raised ``exc``."""
-        self.owner.cycle_done(self, exc)
 
     def release_waiters(self) -> None:
         """Step on everyone who waits; each looks for itself whether it was meant."""

@@ -12,6 +12,7 @@ for whatever it waits for now; while it waits for nothing but the app, none.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from .access import Exchange, log_exchange
 from .asgi import MAX_DISCARD, HTTPCycle, request_scope
@@ -80,6 +81,9 @@ class HTTPConnection:
     def data_received(self, data: bytes) -> None:
         """Bytes have come: of the next request, of this one's body, or ahead of time."""
         self.parser.receive_data(data)
+        memory = self.service.memory
+        if memory is not None:
+            memory.note(len(data) + HIGH_WATERMARK)  # as much as an answer may leave unsent
         cycle = self.cycle
         if cycle is None and not self.transport.writing_paused:
             self.read_request()
@@ -116,6 +120,9 @@ class HTTPConnection:
 
     def pause_writing(self) -> None:
         """The client does not read: the cycle sees it on the transport, in send()."""
+        memory = self.service.memory
+        if memory is not None:
+            memory.note(self.transport.out_size)
 
     def resume_writing(self) -> None:
         """There is room again: send() goes on, or the next request."""
@@ -144,6 +151,9 @@ class HTTPConnection:
             except ProtocolError as exc:
                 self.refuse(exc)
                 return
+        if type(event) is Request and transport.reading:  # the usual case
+            self.start_cycle(event)
+            return
         while type(event) is Data or type(event) is EndOfMessage:  # of a body nobody read
             if type(event) is Data:
                 self.discarded += len(event.data)
@@ -230,10 +240,11 @@ class HTTPConnection:
                 service.cycles -= 1
                 return
         else:
-            self.parser.next_event()  # the end: nothing else can follow
+            self.parser.read_end()  # what next_event would do: nothing else can follow
             cycle.input = "ended"
         coro = service.app(scope, cycle.receive, cycle.send)
-        cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
+        on_done = partial(self.cycle_done, cycle)
+        cycle.task = service.stepper.spawn(coro, on_done, service.context.copy())
 
     def upgrade(self, request: Request) -> None:
         """Hand the connection over, with the request and the bytes behind it (RFC 9110 §7.8)."""
@@ -307,7 +318,8 @@ class HTTPConnection:
         self.awaited = "rest" if cycle.input == "open" else "request"
         # not reactor.now: the app may have held this turn for longer than that
         self.deadline.set(service.reactor.clock() + service.timeout_keep_alive)
-        if not transport.reading or self.parser.buffered:
+        parser = self.parser
+        if not transport.reading or len(parser.buffer) > parser.position:
             self.read_on()
 
     def response_broken(self, cycle: HTTPCycle, reason: str) -> None:
@@ -475,10 +487,17 @@ class HTTPConnection:
     # -- the books -----------------------------------------------------------------------------
 
     def is_too_many(self) -> bool:
-        """Tell whether the worker has more to do than it was allowed."""
+        """Tell whether the worker has more to do, or holds more, than it was allowed."""
         service = self.service
-        limit = service.limit_concurrency
+        if service.memory is not None and service.memory.level > 2:
+            return True
+        limit = service.limit_concurrency or sys.maxsize
         return len(service.connections) > limit or service.cycles >= limit
+
+    def held_bytes(self) -> int:
+        """Count the bytes in our buffers."""
+        body = 0 if self.cycle is None else self.cycle.pieces_size
+        return self.parser.buffered + body + self.transport.out_size
 
     def log_requests(self, gone: bool = False) -> None:
         """Write an access line for each response whose last byte has left, or whose client has."""
