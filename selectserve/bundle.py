@@ -26,7 +26,7 @@ ROOMS = tuple(
     reactor threadless logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
-    service upgrade connection arrival narrator census observer
+    memory service upgrade connection arrival narrator census observer
     importer welcome inspector server worker process supervisor
     reload launch embed
     explain bundle cli gunicorn

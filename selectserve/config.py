@@ -343,6 +343,19 @@ class Config:
         kind=seconds,
         group="logs",
     )
+    inspect = Option(
+        "",
+        "serve a page that shows the server at work; on loopback, unless HOST is another",
+        metavar="[HOST:]PORT",
+        group="logs",
+    )
+    inspect_token = Option(
+        "",
+        "the token that opens it, for scrapers of its /metrics",
+        metavar="TEXT",
+        group="logs",
+        shown="a new one each time, in the link that is logged",
+    )
     use_colors: Option[bool | None] = Option(
         None, "colour the log (default: on a terminal)", flag=True, group="logs"
     )
@@ -369,6 +382,12 @@ class Config:
     limit_concurrency = Option(
         0,
         "answer 503 above so many connections or requests; 0: no limit",
+        kind=count,
+        group="limits",
+    )
+    limit_memory = Option(
+        0,
+        "bytes in all buffers: above it nothing is read, nobody accepted, then 503; 0: no limit",
         kind=count,
         group="limits",
     )
@@ -535,6 +554,8 @@ class Config:
             raise ConfigError(f"--root-path {self.root_path!r} must begin with /", 2)
         if self.port > 65535:
             raise ConfigError(f"--port {self.port}: ports end at 65535", 2)
+        if self.inspect and self.workers > 1:
+            raise ConfigError("--inspect shows one process: it goes with --workers 1", 2)
         if self.workers < 1:
             raise ConfigError(f"--workers {self.workers}: at least 1", 2)
 

@@ -22,7 +22,7 @@ from .http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 from .logs import error_logger, log_app_error, printable
 from .reactor import EVENT_READ, NEVER, Deadline
 from .response import ResponseWriter, plain_answer
-from .transport import LARGE_READ, READ_SIZE
+from .transport import HIGH_WATERMARK, LARGE_READ, READ_SIZE
 from .upgrade import WebSocketConnection
 
 TYPE_CHECKING = False
@@ -211,7 +211,7 @@ class HTTPConnection:
         reactor = service.reactor
         if reactor.now >= service.date_until:
             service.renew_date()
-        if service.limit_concurrency and self.is_too_many():
+        if (service.limit_concurrency or service.memory is not None) and self.is_too_many():
             self.answer(503, "Service busy, try again", request, ((b"retry-after", b"1"),))
             return
         if request.upgrade and wants_websocket(request):
@@ -491,8 +491,8 @@ class HTTPConnection:
         service = self.service
         if service.memory is not None and service.memory.level > 2:
             return True
-        limit = service.limit_concurrency or sys.maxsize
-        return len(service.connections) > limit or service.cycles >= limit
+        limit = service.limit_concurrency
+        return limit > 0 and (len(service.connections) > limit or service.cycles >= limit)
 
     def held_bytes(self) -> int:
         """Count the bytes in our buffers."""

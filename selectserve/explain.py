@@ -81,6 +81,7 @@ def place_in_source(found: Any) -> str:
     """Return file and line of a function or a class."""
     import inspect
 
+    file, line = "", 0
     found = inspect.unwrap(found)
     code = getattr(found, "__code__", None)
     if code is not None:
@@ -89,8 +90,9 @@ def place_in_source(found: Any) -> str:
         try:
             file, line = inspect.getsourcefile(found) or "", inspect.getsourcelines(found)[1]
         except (OSError, TypeError):  # the sources are not there
-            return found.__qualname__
-    *_, folder, base = ("", *file.replace("\\", "/").split("/"))
+            return ""
+    folder, _, base = file.replace("\\", "/").rpartition("/")
+    folder = folder.rpartition("/")[2]
     return f"{folder}/{base}:{line}" if folder == "selectserve" else f"{base}:{line}"
 
 

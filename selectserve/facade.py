@@ -52,6 +52,8 @@ class FacadeCallable(HandleBase):
         _loop: Any
         _source_traceback: list[Any] | None
 
+        def __call__(self) -> None: ...
+
     def cancel(self) -> None:
         """Do nothing when called; the reactor cannot know."""
         super().cancel()

@@ -195,12 +195,12 @@ def parked_at(coro: Any) -> tuple[str, FrameType | None]:
     sleep…), else the innermost object. The frame is the innermost of the app's own, if there is
     one; a library's otherwise.
     """
-    for _ in range(2):  # the coroutine of a task, and the one inside of one that tells
-        coro = getattr(coro, "coro", coro)
+    coro = getattr(coro, "coro", coro)  # of a task
     ours = theirs = ""
     own: FrameType | None = None
     foreign: FrameType | None = None
     for _ in range(MAX_AWAITS):
+        coro = getattr(coro, "coro", coro)  # of one that tells
         frame = first_of(coro, "cr_frame", "gi_frame", "ag_frame")
         if frame is None:
             break

@@ -199,6 +199,7 @@ class Observer:
 
     def fire_timers(self) -> None:
         """Fire timers, and time it."""
+        self.selector.end_handler()
         began = self.real()
         self.inside_fire_timers()
         self.end_step("timers", began, None)

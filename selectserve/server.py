@@ -19,12 +19,14 @@ from contextvars import copy_context
 from .access import AccessFormat, RequestIds
 from .aio import load_and_choose
 from .arrival import Entrance
+from .census import connection_table
 from .certificates import make_certificates
 from .config import Config
 from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
 from .grammar import Limits
 from .importer import load_app, make_step_app, own_traceback
+from .inspector import Inspector
 from .lifespan import Lifespan
 from .listener import Listener
 from .logs import (
@@ -36,6 +38,7 @@ from .logs import (
     set_up_logging,
     wants_colour,
 )
+from .memory import MemoryLimit
 from .narrator import narrate
 from .reactor import Reactor
 from .service import Service
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from .task import Cancels, Result, Stepper, Waits
+    from .trace import Tells
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")
 RELOAD_SIGNALS = ("SIGHUP",)
@@ -100,6 +104,9 @@ class Server:
         self.wall_clock = wall_clock
         self.reactor = Reactor() if reactor is None else reactor
         self.reactor.on_fault = self.on_fault
+        self.inspector = None  # it has to know the reactor's parts before anybody else does
+        if config.inspect:
+            self.inspector = Inspector(self.reactor, config.inspect, config.inspect_token)
         app = welcome if config.app is None else config.app
         self.stepper: Stepper
         self.app, self.stepper = load_and_choose(
@@ -110,8 +117,9 @@ class Server:
             self.on_asyncio,
         )
         self.service = self.make_service()
-        self.tracer = self.make_tracer() if config.trace else None
         self.entrance = self.make_entrance()
+        self.tracer = self.make_tracer() if config.trace else None
+        self.tell_moments()
         form = config.access_log_format
         self.access_format = AccessFormat(form, wall_clock) if form else None
         self.service.request_ids = RequestIds() if config.request_id else None
@@ -150,6 +158,10 @@ class Server:
         service.ws_deflate = config.ws_per_message_deflate
         service.limit_concurrency = config.limit_concurrency
         service.limit_max_requests = config.limit_max_requests
+        if config.limit_memory:
+            service.memory = MemoryLimit(
+                self.reactor, config.limit_memory, service, self.on_memory_level
+            )
         if config.limit_max_requests_jitter and config.limit_max_requests:
             chance = int.from_bytes(os.urandom(4), "big")
             service.limit_max_requests += chance % (config.limit_max_requests_jitter + 1)
@@ -165,14 +177,22 @@ class Server:
 
     def make_tracer(self) -> Tracer:
         """Have everything told on stderr, which nobody waits for."""
-        tracer = Tracer(
+        return Tracer(
             self.reactor.clock,
             Outlet(sys.stderr),
             self.config.trace_format,
             wants_colour(sys.stderr, self.config.use_colors),
         )
-        narrate(self.reactor, self.service, tracer)
-        return tracer
+
+    def tell_moments(self) -> None:
+        """Let everybody who wants to watch know what happens; nobody does, as a rule."""
+        teller: Tells | None = self.tracer
+        if self.inspector is not None:
+            teller = self.inspector.watch(self.service, self.entrance, self.tracer)
+        if teller is not None:
+            narrate(self.reactor, self.service, teller)
+        if self.inspector is not None:
+            self.inspector.observer.observe_app(self.service)
 
     def make_entrance(self) -> Entrance:
         """Make what leads the clients in: certificates are loaded here, or complained about."""
@@ -246,6 +266,8 @@ class Server:
         if self.tracer is not None:
             self.tracer.begin()
         self.announce()
+        if self.inspector is not None:
+            self.inspector.listen(", ".join(self.urls))
 
     def announce(self) -> None:
         """Say where we serve."""
@@ -272,6 +294,15 @@ class Server:
             sock.close()
             return
         self.entrance.admit(sock, peer, local)
+
+    def on_memory_level(self) -> None:
+        """Too much is held in buffers, or no longer: stop accepting, or go on."""
+        memory = self.service.memory
+        for listener in self.listeners:
+            if memory is not None and memory.level > 1:
+                listener.pause()
+            elif not self.stops:
+                listener.start()
 
     async def drain(self) -> None:
         """Stop accepting, let requests end, tell the long ones, cancel the rest."""
@@ -449,6 +480,7 @@ class Server:
             self.reload()
         elif name in REOPEN_SIGNALS:
             reopen_logs()
+            error_logger.info("%s", connection_table(self.service))
 
     def lost_terminal(self) -> bool:
         """Tell whether a hang-up is one: the terminal that we were started on has been closed."""
@@ -483,6 +515,10 @@ class Server:
     def close(self) -> None:
         """Release everything that is left."""
         self.watchdog.stop()
+        if self.inspector is not None:
+            self.inspector.close()
+        if self.service.memory is not None:
+            self.service.memory.stop()
         for listener in self.listeners:
             listener.close()
         for file in self.socket_files:

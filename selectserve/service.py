@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from .forwarded import ForwardedRules
 from .grammar import FieldLines, Limits
 from .logs import AccessLog, Complaints
+from .memory import MemoryLimit
 from .response import DefaultLines, ResponseLines
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
         transport: Transport
 
+        def held_bytes(self) -> int: ...
         def close_if_idle(self, gently: bool) -> None: ...
         def tell_end(self, everybody: bool) -> None: ...
 
@@ -58,6 +60,7 @@ class Service:
         self.timeout_body = 30.0
         self.limit_concurrency = 0
         self.limit_max_requests = 0
+        self.memory: MemoryLimit | None = None
         self.ws_max_size = 16777216
         self.ws_max_queue = 32
         self.ws_ping_interval = 20.0

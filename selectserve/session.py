@@ -83,6 +83,10 @@ class WebSocketSession:
         self.state = "closed"
         self.release_waiters()
 
+    def held_bytes(self) -> int:
+        """Count what the app has not received yet; a character of text as one byte."""
+        return sum(len(m.get("bytes") or m.get("text") or "") for m in self.inbox)
+
     def release_waiters(self) -> None:
         """Step on everyone who waits; each looks for itself whether it was meant."""
         waiters, self.waiters = self.waiters, []

@@ -64,6 +64,7 @@ class Transport:
         "blocked",
         "deadline",
         "file",
+        "held",
         "interest",
         "linger_left",
         "local",
@@ -107,6 +108,7 @@ class Transport:
         self.interest = 0  # the mask registered now
         self.blocked = False  # the last write was short: EVENT_WRITE tells when to go on
         self.reading = True
+        self.held = False  # nothing is read, whatever the protocol wishes
         self.read_size = READ_SIZE  # its protocol may raise it while much is to come
         self.writing_paused = False
         self.out: list[Piece] = []
@@ -239,6 +241,12 @@ class Transport:
             self.reading = False
             if self.trace:
                 self.trace("pause", self, "nothing is read: what has come is not wanted yet")
+            self.update_interest()
+
+    def hold_reading(self, held: bool) -> None:
+        """Read nothing for now, whatever the protocol wishes; or as it wishes again."""
+        if held != self.held and self.state != "closed":
+            self.held = held
             self.update_interest()
 
     def resume_reading(self) -> None:
@@ -496,7 +504,8 @@ class Transport:
 
     def update_interest(self) -> None:
         """Tell the selector what is waited for now, if that changed: the one place that does."""
-        wanted = (EVENT_READ if self.reading else 0) | (EVENT_WRITE if self.blocked else 0)
+        reads = self.reading and not self.held
+        wanted = (EVENT_READ if reads else 0) | (EVENT_WRITE if self.blocked else 0)
         if wanted == self.interest:
             return
         handler = self.read if wanted == EVENT_READ else self.on_ready

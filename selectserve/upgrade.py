@@ -106,6 +106,9 @@ class WebSocketConnection:
 
     def data_received(self, data: bytes) -> None:
         """Frames have come, or a part of one; before the accept they are kept."""
+        memory = self.service.memory
+        if memory is not None:
+            memory.note(len(data))
         if self.machine is None:
             self.early += data
             if len(self.early) > EARLY_WATERMARK:
@@ -135,6 +138,9 @@ class WebSocketConnection:
     def pause_writing(self) -> None:
         """The client does not read: neither do we, or its pings would pile up as our pongs."""
         self.transport.pause_reading()
+        memory = self.service.memory
+        if memory is not None:
+            memory.note(self.transport.out_size)
 
     def resume_writing(self) -> None:
         """There is room again."""
@@ -354,6 +360,11 @@ class WebSocketConnection:
             )
             self.close_with(1011)
             self.finish(True)
+
+    def held_bytes(self) -> int:
+        """Count the bytes in our buffers."""
+        held = len(self.early) + self.transport.out_size + self.session.held_bytes()
+        return held if self.machine is None else held + self.machine.buffered
 
     def close_if_idle(self, gently: bool) -> None:
         """At shutdown no WebSocket is idle: 1012 tells the client to come again (RFC 6455 §7.4)."""

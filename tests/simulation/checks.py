@@ -10,7 +10,7 @@ import gc
 
 from selectserve.connection import BODY_WATERMARK, PIPELINE_WATERMARK, HTTPConnection
 from selectserve.reactor import EVENT_READ, EVENT_WRITE, NEVER
-from selectserve.transport import HIGH_WATERMARK, READ_SIZE
+from selectserve.transport import HIGH_WATERMARK, LARGE_READ, READ_SIZE
 from selectserve.upgrade import WebSocketConnection
 
 from .world import Link, Violation
@@ -123,7 +123,7 @@ def check_connection(connection):
         )
         return
     require(cycle.state != "complete", "a complete response is still in flight", connection)
-    bound = BODY_WATERMARK + PIPELINE_WATERMARK + READ_SIZE
+    bound = BODY_WATERMARK + PIPELINE_WATERMARK + LARGE_READ
     require(cycle.pieces_size <= bound, "a body has no bound", connection)
     size = sum(map(len, cycle.pieces))
     require(size == cycle.pieces_size, "a body is miscounted", connection, size)
