@@ -419,12 +419,10 @@ class HTTPCycle:
 
     def on_file_sent(self, file: FileSend) -> None:
         """The kernel has it all: the body goes on, or was that."""
-        self.body_sent += file.size
         self.end_file(file)
 
     def on_file_broken(self, file: FileSend, reason: str) -> None:
         """The rest of the file cannot be had, and the client was promised it."""
-        self.body_sent += file.size - file.left
         self.owner.response_broken(self, f"{file.name} was not sent to its end: {reason}")
         self.on_disconnect()
 

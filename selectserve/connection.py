@@ -421,6 +421,7 @@ class HTTPConnection:
 
     def cut(self) -> None:
         """End a response in its middle, so that the client sees that it is not complete."""
+        self.transport.drop_file()
         if self.cycle is not None:
             self.unlogged.append(self.cycle)
             self.log_requests()

@@ -71,6 +71,8 @@ class FacadeHandle(FacadeCallable):
     ) -> None:
         if loop._debug:
             super().__init__(callback, args, loop, context)
+            if self._source_traceback:
+                del self._source_traceback[-1]  # this method
             return
         self._context = copy_context() if context is None else context
         self._loop = loop

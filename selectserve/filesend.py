@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     class FileOwner(Protocol):
         """Who is told how it ended; nobody is when the connection was lost or cut meanwhile."""
 
+        body_sent: int
+
         def on_file_sent(self, file: FileSend) -> None: ...
         def on_file_broken(self, file: FileSend, reason: str) -> None: ...
 

@@ -15,6 +15,7 @@ import sys
 
 from .arrival import Entrance
 from .census import STAGES, describe_connection, stage_of
+from .errors import ConfigError
 from .listener import Listener
 from .logs import error_logger
 from .material import read_material
@@ -50,12 +51,25 @@ HEADERS = [
 ]
 FORBIDDEN = "The inspector opens with the link that the server has logged: it holds the token.\n"
 # Who is shown in full when there are many: where something goes on, first.
-RANK = {stage: rank for rank, stage in enumerate("app body answer head socket close arrive".split())}
+RANK = {
+    stage: rank for rank, stage in enumerate("app body answer head socket close arrive".split())
+}
 
 
 def inspector_page() -> str:
     """Return the page: one HTML file, without anything from elsewhere."""
     return read_material("inspector.html")
+
+
+def parse_place(text: str) -> tuple[str, int]:
+    """Read ``[HOST:]PORT``; without a HOST it is loopback."""
+    try:
+        kind, host, port = parse_bind(text if ":" in text else f"127.0.0.1:{text}")
+    except ConfigError:
+        kind, host, port = "", "", 0
+    if kind != "tcp":
+        raise ConfigError(f"--inspect {text!r} is not [HOST:]PORT", 2)
+    return host, port
 
 
 class LogKeeper(logging.Handler):
@@ -85,8 +99,7 @@ class Inspector:
     """
 
     def __init__(self, reactor: Reactor, place: str, token: str) -> None:
-        _, host, port = parse_bind(place if ":" in place else f"127.0.0.1:{place}")
-        self.host, self.port = str(host), int(port or 0)
+        self.host, self.port = parse_place(place)
         self.token = token or os.urandom(12).hex()
         self.observer = Observer(reactor)
         self.reactor = reactor
@@ -109,9 +122,10 @@ class Inspector:
         error_logger.addHandler(self.keeper)
         return self.recorder
 
-    def listen(self, title: str) -> None:
+    def open(self, title: str) -> None:
         """Open the door, and log the link; raise ConfigError when that is not possible."""
         self.title = title
+        self.recorder.start = self.recorder.clock()
         for sock in open_tcp(self.host, self.port):
             self.listeners.append(Listener(self.observer.own, sock, self.accept, 64))
             self.listeners[-1].start()
@@ -222,7 +236,8 @@ class Inspector:
         out.add("turn_seconds_total", "counter", "seconds, by phase of the turn", spent)
         out.add("slow_steps_total", "counter", "steps over 0.1 s", [("", observer.slow_count)])
         out.add("timers", "gauge", "timers set", [("", len(self.reactor.timers))])
-        total, buckets = 0, []
+        total = 0
+        buckets: list[tuple[str, float]] = []
         for limit, number in zip((*LATENCIES, "+Inf"), observer.latencies):
             total += number
             buckets.append((f'_bucket{{le="{limit}"}}', total))

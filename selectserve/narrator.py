@@ -1,4 +1,4 @@
-"""narrator: tells what the app does, by wrapping it from outside; where it is not, it costs nothing.
+"""narrator: tells what the app does, by wrapping it from outside; without it nothing is paid.
 
 Transports, parsers and connections tell their own moments (see trace). Here are those of the app:
 its ``receive`` and ``send`` are wrapped, its coroutine is stepped through one that tells each step

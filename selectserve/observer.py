@@ -345,6 +345,7 @@ class Recorder:
     def __init__(self, clock: Callable[[], float], tracer: Tells | None) -> None:
         self.clock = clock
         self.tracer = tracer
+        self.start = clock()
         self.watchers = 0
         self.count = 0
         self.moments: deque[tuple[int, float, int, str, str]] = deque(maxlen=MAX_MOMENTS)
@@ -358,7 +359,7 @@ class Recorder:
         self.count += 1
         number = getattr(subject, "number", 0)
         text = " ".join(map(str, details))[:160]
-        self.moments.append((self.count, self.clock(), number, moment, text))
+        self.moments.append((self.count, self.clock() - self.start, number, moment, text))
 
 
 def name_action(action: Any) -> str:
@@ -372,4 +373,5 @@ def name_action(action: Any) -> str:
         return str(getattr(action, "__qualname__", repr(action))).replace(".<locals>", "")
     if isinstance(subject, Deadline) and subject.action is not None:
         return name_action(subject.action)
-    return f"{subject!r}.{name}"[:120]
+    who = repr(subject).strip("<>")[:120]
+    return who if name == "on_deadline" else f"{name} of {who}"

@@ -267,7 +267,7 @@ class Server:
             self.tracer.begin()
         self.announce()
         if self.inspector is not None:
-            self.inspector.listen(", ".join(self.urls))
+            self.inspector.open(", ".join(self.urls))
 
     def announce(self) -> None:
         """Say where we serve."""

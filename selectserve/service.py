@@ -1,7 +1,8 @@
 """service: what all connections of a worker share: the app, its settings, and the books.
 
 The server fills one in from the options; connections read it and count in it. Next to no
-behaviour lives here, so that a test can make one in three lines and no connection needs to know the server.
+behaviour lives here, so that a test can make one in three lines, and no connection needs to know
+the server.
 """
 
 from __future__ import annotations

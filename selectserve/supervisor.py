@@ -43,6 +43,7 @@ from .worker import BEAT_INTERVAL, Channel, Slate, channel_pair, health_patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     import subprocess
     from typing import Callable
 
@@ -241,7 +242,7 @@ class Supervisor:
         try:
             if forked:
                 process = fork_process(
-                    self.forget_parent,
+                    lambda: self.forget_parent(ours),
                     lambda: run_worker(self.config, self.sockets, theirs, slate),
                 )
             else:
@@ -267,9 +268,10 @@ class Supervisor:
         self.children.append(child)
         return child
 
-    def forget_parent(self) -> None:
-        """Put off, in a fork, what is the supervisor's: signals, channels, the selector."""
+    def forget_parent(self, end: socket.socket) -> None:
+        """Put off, in a fork, what is the supervisor's: signals, ends of channels, the selector."""
         self.restore_signals()
+        end.close()
         for child in self.children:
             if child.channel is not None:
                 child.channel.transport.sock.close()

@@ -359,8 +359,7 @@ class Transport:
             self.unblock()
         self.tell_flushed()
         if file is not None:
-            if self.blocked:  # else who wrote goes on by itself
-                self.push_file(file)
+            self.push_file(file)
         elif self.state == "closing":
             self.lost(None)
         elif self.state == "lingering":
@@ -456,10 +455,11 @@ class Transport:
         file.owner.on_file_broken(file, reason)
 
     def drop_file(self) -> None:
-        """Let go of the file, sent or not."""
+        """Let go of the file, sent or not; what was is counted."""
         file, self.file = self.file, None
         if file is not None:
             file.close()
+            file.owner.body_sent += file.size - file.left
             if not self.out:
                 self.unblock()
 

@@ -1,9 +1,10 @@
-"""Run every test from a fresh clone: ``python3 -m tests [--interop] [pytest arguments]``.
+"""Run every test from a fresh clone: ``python3 -m tests [--interop] [--bundled] [pytest's …]``.
 
 Makes a virtual environment for this Python under ``.venv-tests/``, installs what
 ``tests/requirements/test.txt`` asks for (and ``interop.txt`` with ``--interop``), and hands over to
 pytest. The environment is kept, and nothing is asked of the network while the requirements are
-unchanged. The exit code is pytest's.
+unchanged. ``--bundled`` builds the single file and tests that instead of the package. The exit code
+is pytest's.
 """
 
 from __future__ import annotations
@@ -73,6 +74,15 @@ def environment(name: str, files: list[Path]) -> Path:
     return python
 
 
+def build_file() -> Path:
+    """Build the single file; return its path."""
+    path = ROOT / ".venv-tests" / f"bundle-{python_tag()}" / "selectserve.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if subprocess.call([sys.executable, "-m", "selectserve", "--bundle", str(path)], cwd=ROOT):
+        give_up("the single file cannot be built (see above)")
+    return path
+
+
 def main(arguments: list[str]) -> int:
     """Prepare the environment and run pytest in it with ``arguments``."""
     if sys.version_info < (3, 9):
@@ -81,6 +91,9 @@ def main(arguments: list[str]) -> int:
     if "--interop" in arguments:  # tests/conftest.py knows it too, and collects those tests then
         name += "-interop"
         files.append(REQUIREMENTS / "interop.txt")
+    if "--bundled" in arguments:  # tests/support.py and tests/conftest.py look at the variable
+        arguments = [argument for argument in arguments if argument != "--bundled"]
+        os.environ["SELECTSERVE_UNDER_TEST"] = str(build_file())
     python = environment(name, files)
     say(f"{name}: pytest {' '.join(arguments)}".rstrip())
     return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT)

@@ -80,7 +80,8 @@ def main():
     sys.argv = sys.argv[cut + 1 :]
     with open(sys.argv[0], "rb") as file:
         code = compile(file.read(), sys.argv[0], "exec")
-    sys.path[:1] = [os.path.dirname(os.path.abspath(sys.argv[0]))]
+    if not sys.flags.isolated:  # else the program's folder is not on the path anyway
+        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     for what in wanted:
         take_away(what)
     space = vars(sys.modules["__main__"])

@@ -230,7 +230,7 @@ def test_shutdown_cancels_requests_that_do_not_end(serve):
     assert "APP finally" in server.log_text()
 
 
-# -- asyncio where it was not expected --------------------------------------------------------------
+# -- asyncio where it was not expected -------------------------------------------------------------
 
 
 def test_native_mode_hints_at_asyncio(serve):

@@ -22,7 +22,7 @@ import pytest
 from selectserve.asgi import EXTENSIONS
 from selectserve.connection import HTTPConnection
 from selectserve.filesend import HAVE_NOWAIT, FileSend
-from selectserve.reactor import Reactor
+from selectserve.reactor import EVENT_READ, EVENT_WRITE, Reactor
 from selectserve.response import DefaultLines, ResponseWriter
 from selectserve.service import Service
 from selectserve.task import NativeStepper
@@ -309,6 +309,7 @@ def test_the_file_at_a_path_is_the_body(server, files, name, version, length):
     assert response.body == data
 
 
+@needs_proc
 @pytest.mark.parametrize("status", [200, 204, 304])
 @pytest.mark.parametrize("length", [False, True], ids=["", "length"])
 @pytest.mark.parametrize("name", ["letters", "large"])
@@ -329,6 +330,7 @@ def test_where_there_is_no_body(kernel, ways, files, name, length, status):
             assert response.get("content-length") == expected
 
 
+@needs_proc
 def test_what_cannot_be_sent(kernel, files, tmp_path):
     """EX-09: it raises out of send(), nothing is on the wire, and the app can still answer."""
     os.mkfifo(tmp_path / "pipe")
@@ -363,12 +365,13 @@ def test_a_missing_file_that_the_app_does_not_catch_is_a_500(kernel, files):
     assert response.status == 500 and b"missing" not in response.body
 
 
+@needs_proc
 @pytest.mark.parametrize("length", [25, 27, 0])
 def test_a_content_length_that_is_not_the_files(server, files, length):
     """The length is looked at before the first byte, so that no client has to count."""
     wrong = start(content_length=b"%d" % length)
     for kind in pathsend(files / "letters"), zerocopysend(files / "letters"):
-        with server.connect() as client:
+        with nothing_left_open(server), server.connect() as client:
             tag = server.ask(client, [wrong, kind])
             response = client.read_response()
             assert response.status == 500 and b"ABC" not in response.body
@@ -641,6 +644,32 @@ def test_a_server_that_ends_while_a_file_is_sent(certificate, files):
         assert scripted.server.wait() == 0
 
 
+def test_the_access_log_counts_files(server, files):
+    """A line as soon as the last byte has left; else with what was sent until the end."""
+    with server.connect() as client:
+        tag = server.ask(client, [start(), pathsend(files / "large")])
+        size = len(client.read_response().body)
+        line = server.server.wait_for_access(rf'"GET /\?{tag} HTTP/1.1" 200 (\d+) .*')
+        assert int(line[1]) == size and "client left" not in line[0]
+    with server.connect(receive_buffer=4096) as client:
+        tag = server.ask(client, [start(), pathsend(files / "hole")])
+        client.read_head()
+        client.read_exactly(65536)
+        client.reset()
+        line = server.server.wait_for_access(rf'"GET /\?{tag} HTTP/1.1" 200 (\d+) .*')
+        assert 65536 <= int(line[1]) < LARGE and line[0].endswith("(client left)")
+    with server.connect(receive_buffer=4096) as client:
+        hole, name = pathsend(files / "hole"), f"counted-{id(server)}"
+        tag = server.ask(client, [start(), ("spawn", *hole), ("gate", name), ("raise",)])
+        head = client.read_head()
+        client.read_exactly(65536)
+        with server.connect() as other:
+            other.get(f"/gate/{name}")
+        client.read_body(head, "GET")
+        line = server.server.wait_for_access(rf'"GET /\?{tag} HTTP/1.1" 200 (\d+) .*')
+        assert 65536 <= int(line[1]) < LARGE
+
+
 # -- how much, and whose turn it is ----------------------------------------------------------------
 
 
@@ -681,9 +710,14 @@ class House:
         self.service.timeout_keep_alive = 3600.0
         self.clients = []
 
-    def connect(self):
+    def connect(self, tcp=False):
         """Return the client's end."""
-        ours, theirs = socket.socketpair()
+        if tcp:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                theirs = socket.create_connection(listener.getsockname())
+                ours, _ = listener.accept()
+        else:
+            ours, theirs = socket.socketpair()
         for end in ours, theirs:
             end.setblocking(False)
         transport = Transport(self.reactor, ours, write_timeout=60.0)
@@ -811,6 +845,58 @@ def test_a_client_that_does_not_read(house, files):
         here.turn()
     assert ended == ["ClientDisconnected"]
     assert not here.service.connections
+
+
+def test_nothing_is_waited_for_behind_a_file(house, files):
+    """What a file needed of the selector and the clock is given back."""
+    clock = FakeClock()
+    here = house(files_app(str(files / "large")), clock)
+    client = here.connect()
+    (connection,) = here.service.connections
+    transport = connection.transport
+    for _ in range(2):
+        client.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        received, blocked = b"", False
+        while not received.endswith(b"end"):
+            here.turn()
+            blocked |= transport.interest == EVENT_READ | EVENT_WRITE
+            received += take_all(client)
+        assert blocked
+        here.turn()
+        assert transport.interest == EVENT_READ and not transport.writing_paused
+        clock.advance(100)  # the write deadline is 60 s
+        here.turn()
+        assert transport.state == "open"
+
+
+@pytest.mark.parametrize("end", ["deadline", "cut"])
+def test_an_unfinished_body_without_a_length_ends_in_a_reset(house, files, end):
+    """By the deadline, or because the app gave up: a FIN would look like its end."""
+    clock = FakeClock()
+    path = str(files / "hole")
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        with open(path, "rb") as file:
+            piece = {"type": "http.response.zerocopysend", "file": file, "more_body": True}
+            await send(piece)
+
+    here = house(app, clock)
+    client = here.connect(tcp=True)
+    client.send(b"GET / HTTP/1.0\r\n\r\n")
+    for _ in range(20):
+        here.turn()
+    (connection,) = here.service.connections
+    if end == "deadline":
+        clock.advance(61)
+    else:
+        connection.cycle.task.cancel()
+    for _ in range(3):
+        here.turn()
+    assert not here.service.connections
+    with pytest.raises(ConnectionResetError):
+        while client.recv(1 << 20):
+            pass
 
 
 def test_a_small_file_leaves_in_its_first_turn(house, files):

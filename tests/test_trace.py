@@ -40,7 +40,7 @@ def test_one_kept_request(serve):
     details = [details for _, details in told]
     assert re.fullmatch(r"from 127\.0\.0\.1:\d+", details[0])
     assert details[1] == "to read"
-    assert details[2] == "%d bytes" % len(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert details[2] == "30 bytes"  # the request line, a Host, and the empty line
     assert details[3] == "<Request GET b'/' HTTP/1.1> (read_idle -> read_end)"
     assert details[4] == "app(GET /)"
     assert details[5] == "http.response.start 200, 1 headers"
@@ -72,8 +72,8 @@ def test_a_post_whose_app_parks_for_its_body(serve):
         assert client.read_response().body == b"6 bytes"
     told = life(server)
     assert words(told) == (
-        "accept ready read event event event task event receive event park ready read event event step"
-        " receive send send write done flush ready eof event close"
+        "accept ready read event event event task event receive event park ready read event event"
+        " step receive send send write done flush ready eof event close"
     )
     details = [details for _, details in told]
     assert details[5] == details[7] == "NEED_DATA (read_sized -> read_sized)"
@@ -93,7 +93,7 @@ def test_sleep_and_what_the_app_raises(serve):
     told = life(server)
     parks = [details for moment, details in told if moment == "park"]
     assert len(parks) == 1 and re.match(r"waits for sleep at apps_trace.py:\d+ in app", parks[0])
-    assert ("done", '''the app raised ValueError("a bug of the app's")''') in told
+    assert ("done", """the app raised ValueError("a bug of the app's")""") in told
 
 
 def test_a_client_that_does_not_read(serve):
@@ -172,7 +172,9 @@ def test_every_moment_has_its_meaning_and_is_told_somewhere():
     told = set()
     for source in sources.values():
         told |= set(re.findall(r'\btrace\(\s*"(\w+)"', source))
-        told |= set(re.findall(r'\btrace\("(\w+)" if [^"]*else "(\w+)"', source) and ["read", "eof"])
+        told |= set(
+            re.findall(r'\btrace\("(\w+)" if [^"]*else "(\w+)"', source) and ["read", "eof"]
+        )
     assert told == set(MOMENTS)
 
 

@@ -58,6 +58,8 @@ def check_turn(world):
         require(service.cycles == len(world.running), "requests miscounted", service.cycles)
     if world.turns % 16 == 0:
         check_timers(world)
+    if service.memory is not None:
+        check_memory(world, service.memory)
 
 
 def check_timers(world):
@@ -72,6 +74,13 @@ def check_timers(world):
                 require(id(deadline.timer) in inside, "a timer is not in the heap", connection)
 
 
+def check_memory(world, memory):
+    """Above the limit its measures are taken."""
+    if memory.level > 1 and world.server.listeners:
+        accepts = any(listener.listening for listener in world.server.listeners)
+        require(not accepts, "clients are accepted that there is no room for", memory.level)
+
+
 def check_transport(world, transport):
     """A transport waits for exactly what it needs, and something will end every wait."""
     state, sock = transport.state, transport.sock
@@ -83,7 +92,8 @@ def check_transport(world, transport):
         transport,
         key,
     )
-    wanted = (EVENT_READ if transport.reading else 0) | (EVENT_WRITE if transport.blocked else 0)
+    reads = transport.reading and not transport.held
+    wanted = (EVENT_READ if reads else 0) | (EVENT_WRITE if transport.blocked else 0)
     require(transport.interest == wanted, "interest is not what is waited for", transport)
     require(
         bool(transport.out) == transport.blocked,

@@ -349,8 +349,8 @@ class Client:
             allowed.add(500)
         if self.world.signals or self.world.busy:
             allowed.add(503)
-        if self.world.storm:
-            allowed.add(408)
+        if self.world.storm or self.world.busy:
+            allowed.add(408)  # who is not read any more may be too late
         return allowed
 
     allowed = frozenset()
@@ -392,7 +392,7 @@ class Client:
     def check_told_soon(self, call):
         """The app has just noticed that we are gone: that must not have taken long."""
         world = self.world
-        if self.left_at is None or world.storm or world.signals:
+        if self.left_at is None or world.storm or world.signals or world.busy:
             return
         since = max(self.left_at, call.began)
         took = world.clock.now - since - world.held_around(since)
@@ -568,7 +568,7 @@ class Silent(Client):
     def check_sent_away(self, timeout):
         """The server must have closed when its deadline came."""
         world = self.world
-        if self.ended and not world.storm and not world.signals:
+        if self.ended and not (world.storm or world.signals or world.busy):
             took = world.clock.now - self.spoke_at
             # the linger, and a reactor held by apps that compute
             world.check(took <= timeout + 2 + 5, f"{self!r} was sent away after {took:.1f} s only")

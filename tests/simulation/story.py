@@ -43,13 +43,14 @@ class Story:
             "timeout_body": rng.choice((30.0, 5.0)),
             "timeout_write": rng.choice((60.0, 8.0)),
             "timeout_graceful_shutdown": rng.choice((10.0, 10.0, 2.0, 0.0)),
-            "limit_concurrency": rng.choice((0, 0, 0, 0, 6)),
+            "limit_concurrency": rng.choice((0, 0, 0, 0, 0, 0, 6)),
+            "limit_memory": rng.choice((0, 0, 0, 0, 0, 0, 100_000, 1_000_000)),
         }
         self.lifespan_kind = rng.choice(LIFESPANS)
         self.world = world = World(seed, self.storm, self.app, self.options)
         world.narrate = narrate
         world.options = self.options
-        world.busy = bool(self.options["limit_concurrency"])
+        world.busy = bool(self.options["limit_concurrency"] or self.options["limit_memory"])
         world.asks = {}
         world.lifespan = self.lifespan
         world.nonsense = self.nonsense

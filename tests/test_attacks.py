@@ -1,0 +1,481 @@
+"""Attacks on a real process: what a few hundred bytes from a client may cost the server.
+
+Resident memory is that of the server's process, read by the test from outside. What is left of
+connections is told by the app itself, which counts the objects in its process. Every test says
+what it measured (``pytest -rA`` or ``-s`` shows it).
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import struct
+import time
+
+import pytest
+
+from .support import DEADLINE, RawClient, Server, run_server
+
+pytestmark = pytest.mark.skipif(
+    not os.path.exists("/proc/self/statm"), reason="resident memory is read from Linux's /proc"
+)
+MIB = 1 << 20
+APP = "tests.attack_apps:app"
+QUIET = ("--no-access-log", "--lifespan", "off", "--slow-step", "0")
+CONNECTIONS = int(os.environ.get("SELECTSERVE_CONNECTIONS", "1000"))  # 10000 is the whole test
+
+
+def resident(server: Server) -> int:
+    """Return the resident memory of the server, in bytes."""
+    with open(f"/proc/{server.process.pid}/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def ask(server: Server, target: str) -> bytes:
+    """Return the answer to a request on a connection of its own."""
+    with server.connect() as client:
+        return client.get(target, "Connection: close").body
+
+
+def left(server: Server) -> dict[str, int]:
+    """Return how much there is of whatever connections are made of, this request included."""
+    return ast.literal_eval(ask(server, "/left").decode())
+
+
+def warm(server: Server) -> int:
+    """Let everything be imported and cached that a request needs; return the resident memory."""
+    for _ in range(200):
+        ask(server, "/hello")
+    left(server)
+    return resident(server)
+
+
+def until(condition, what: str) -> None:
+    """Ask again and again until it is so."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"never came: {what}"
+        time.sleep(0.005)
+
+
+def until_it_stands_still(value) -> int:
+    """Return ``value()`` once it has not changed for a quarter of a second."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < 0.25:
+        now = value()
+        if now != last:
+            last, since = now, time.monotonic()
+        time.sleep(0.01)
+    return last
+
+
+def push(client: RawClient, data: bytes, most: int) -> int:
+    """Send ``data`` over and over, until the server takes no more or ``most`` bytes have gone."""
+    client.socket.settimeout(0.3)
+    sent = 0
+    while sent < most:
+        try:
+            sent += client.socket.send(data[sent % len(data) :])
+        except socket.timeout:
+            break
+    return sent
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_a_large_response_that_nobody_reads(serve):
+    server = serve(APP, *QUIET)
+    before = warm(server)
+    with server.connect(receive_buffer=4096) as client:
+        client.request("GET", "/download?one")
+        parts = until_it_stands_still(lambda: int(ask(server, "/progress?one")))
+        assert 0 < parts < 200, "the app must wait for its client"
+        grown = resident(server) - before
+        print(f"{parts} of 800 parts sent, {grown / MIB:.2f} MiB more")
+        assert grown < 2 * MIB
+        assert len(client.read_response().body) == 800 * 65536
+    assert resident(server) - before < 2 * MIB
+
+
+@pytest.mark.parametrize("coding", ["length", "chunked"])
+def test_a_large_upload_that_nobody_takes(serve, coding):
+    server = serve(APP, *QUIET)
+    before = warm(server)
+    size = 50_000_000
+    with server.connect() as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        if coding == "length":
+            client.send(b"POST /upload?a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+            data = b"x" * 50_000
+        else:
+            client.send(b"POST /upload?a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            data = b"4\r\nabcd\r\n" * 10_000
+            size = size // len(data) * 40_000
+        total = 50_000_000 // len(data) * len(data)
+        sent = push(client, data, total)
+        assert sent < total, "the app takes nothing, so there must be an end"
+        grown = resident(server) - before
+        print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
+        assert grown < 2 * MIB
+        assert ask(server, "/open_gate?a") == b"open"
+        client.socket.settimeout(DEADLINE)
+        while sent < total:
+            sent += client.socket.send(data[sent % len(data) :])
+        if coding == "chunked":
+            client.send(b"0\r\n\r\n")
+        assert client.read_response().body == b"%d" % size
+    assert resident(server) - before < 2 * MIB
+
+
+def test_a_flood_of_pipelined_requests_to_an_app_that_is_stuck(serve):
+    server = serve(APP, *QUIET)
+    before = warm(server)
+    request = b"GET /stuck?b HTTP/1.1\r\nHost: a\r\n\r\n"
+    with server.connect() as client:
+        sent = push(client, request * 1000, 64 * MIB)
+        assert sent < 64 * MIB
+        grown = resident(server) - before
+        print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
+        assert grown < 2 * MIB
+
+
+def test_a_flood_of_pipelined_requests_whose_answers_nobody_reads(serve):
+    """Answers are larger than requests: they must not pile up either."""
+    server = serve(APP, *QUIET)
+    before = warm(server)
+    request = b"GET /download?c HTTP/1.1\r\nHost: a\r\n\r\n"
+    with server.connect(receive_buffer=4096) as client:
+        sent = push(client, request * 1000, 64 * MIB)
+        assert sent < 64 * MIB
+        until_it_stands_still(lambda: int(ask(server, "/progress?c")))
+        grown = resident(server) - before
+        print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
+        assert grown < 2 * MIB
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\nx-long: " + b"x" * 500],
+    ids=["silent", "half a line", "half a head"],
+)
+def test_many_slow_connections(serve, said):
+    patience = ("--timeout-keep-alive", "600", "--timeout-header", "600", "--backlog", "4096")
+    server = serve(APP, *QUIET, *patience)
+    allow_descriptors(server, CONNECTIONS + 100)
+    before = warm(server)
+    clients = []
+    try:
+        for _ in range(CONNECTIONS):
+            clients.append(server.connect())
+            if said:
+                clients[-1].send(said)
+        until(lambda: left(server)["HTTPConnection"] > CONNECTIONS, "all are accepted")
+        until_it_stands_still(lambda: resident(server))
+        grown = (resident(server) - before) / CONNECTIONS / 1024 - len(said) / 1024
+        print(f"{grown:.2f} KiB for each of {CONNECTIONS} connections")
+        assert grown < 4
+        assert ask(server, "/hello") == b"hello"
+    finally:
+        for client in clients:
+            client.reset()
+    until(lambda: left(server)["HTTPConnection"] == 1, "all are gone")
+
+
+def allow_descriptors(server: Server, count: int) -> None:
+    """Let this process and the server open so many descriptors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, count)
+    if wanted < count:
+        pytest.skip(f"this system allows {hard} descriptors only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def test_the_memory_limit(serve):
+    """Two hundred uploads that nobody takes hold 16 MiB and not 50."""
+    limit = 16 * MIB
+    server = serve(APP, *QUIET, "--limit-memory", str(limit))
+    before = warm(server)
+    clients = [server.connect() for _ in range(200)]
+    try:
+        for client in clients:
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            client.send(b"POST /upload?d HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        for client in clients:
+            client.socket.setblocking(False)
+        sent = [0] * len(clients)
+        for _ in range(20):
+            for number, client in enumerate(clients):
+                try:
+                    sent[number] += client.socket.send(b"x" * min(65536, 1_000_000 - sent[number]))
+                except BlockingIOError:
+                    pass
+        server.wait_for_log("buffers hold .* read no more")
+        until_it_stands_still(lambda: resident(server))
+        grown = resident(server) - before
+        print(f"{sum(sent) / MIB:.0f} MiB were sent, {grown / MIB:.1f} MiB more")
+        assert grown < limit * 1.6
+    finally:
+        for client in clients:
+            client.reset()
+
+
+# -- nothing is left -------------------------------------------------------------------------------
+
+
+STARTS = [
+    b"",
+    b"G",
+    b"GET /hello HTTP/1.1\r\nHost: a\r\n",
+    b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n" * 5,
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n",
+    b"GET /download HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /wait?0.05 HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"nonsense\r\n\r\n",
+    b"GET /nowhere HTTP/1.0\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("loop", ["native", "asyncio"])
+def test_connections_that_are_reset_leave_nothing(serve, loop):
+    """Two thousand connects, each reset at a random point."""
+    server = serve(APP, *QUIET, "--loop", loop, "--log-level", "critical")
+    for _ in range(20):
+        ask(server, "/hello")
+    left(server)
+    before = left(server)
+    chance = random.Random(5)
+    waiting: list[RawClient] = []
+    for number in range(2000):
+        client = server.connect()
+        waiting.append(client)
+        start = chance.choice(STARTS)
+        client.send(start[: chance.randint(0, len(start))] if number % 2 else start)
+        if chance.random() < 0.3:
+            client.socket.setblocking(False)
+            try:
+                client.socket.recv(1000)
+            except OSError:
+                pass
+        while len(waiting) > 50 or (waiting and chance.random() < 0.4):
+            gone = waiting.pop(chance.randrange(len(waiting)))
+            gone.reset() if chance.random() < 0.8 else gone.close()
+    for client in waiting:
+        client.reset()
+    compared = ("HTTPConnection", "HTTPCycle", "Transport", "Task", "descriptors", "tasks")
+
+    def same() -> bool:
+        now = left(server)
+        return all(now[key] == before[key] for key in compared) and now["timers"] <= 4
+
+    try:
+        until(same, "the same as before")
+    finally:
+        print("before", before)
+        print("after ", left(server))
+
+
+def test_connects_that_are_gone_before_they_are_accepted(serve):
+    server = serve(APP, *QUIET)
+    before = left(server)
+    for _ in range(500):
+        sock = socket.create_connection(server.address)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+    until(lambda: left(server)["descriptors"] == before["descriptors"], "no descriptor is left")
+    assert server.log_text().count("Traceback") == 0
+
+
+# -- descriptors -----------------------------------------------------------------------------------
+
+
+def test_without_descriptors_nobody_is_lost_and_nothing_spins(serve):
+    server = serve(APP, *QUIET, "--timeout-keep-alive", "600")
+    ask(server, "/left")
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    clients = [server.connect() for _ in range(200)]
+    inside = []
+    for number, client in enumerate(clients):
+        client.request("GET", "/hello", "Connection: keep-alive")
+        if number < 20:
+            assert client.read_response().status == 200
+            inside.append(client)
+    # while the process is full: how often does it try?
+    first = inside[0]
+    begun = time.monotonic()
+    refused = ast.literal_eval(first.get("/left").body.decode())["refused"]
+    until(lambda: ast.literal_eval(first.get("/left").body.decode())["refused"] >= refused + 3, "")
+    again = ast.literal_eval(first.get("/left").body.decode())["refused"]
+    passed = time.monotonic() - begun
+    print(f"{again - refused} attempts in {passed:.2f} s without descriptors")
+    assert again - refused <= passed / 0.1 + 1, "it spins"
+    # they leave one after the other, and all others are served
+    for number, client in enumerate(clients):
+        if number >= 20:
+            assert client.read_response().body == b"hello", number
+        client.close()
+    assert ask(server, "/hello") == b"hello"
+    assert "Traceback" not in server.log_text()
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+def test_a_flood_of_bad_requests_is_a_few_lines(serve):
+    server = serve(APP, *QUIET)
+    begun = time.monotonic()
+    for number in range(1000):
+        with server.connect() as client:
+            client.send(b"GET /\x1b[31m%d HTTP/1.1\r\n\r\n" % number)
+            assert client.read_response().status == 400
+    passed = time.monotonic() - begun
+    with server.connect() as client:
+        assert client.get("/hello").status == 200
+    lines = [line for line in server.log_text().splitlines() if "400" in line or "more" in line]
+    print(f"{len(lines)} lines about 1000 bad requests in {passed:.1f} s")
+    assert 5 <= len(lines) <= 11 * (passed + 2)
+    assert "\x1b[31m" not in server.log_text() and "Traceback" not in server.log_text()
+    summary = [line for line in lines if re.search(r"\d+ more complaints", line)]
+    assert summary or passed < 1
+
+
+# -- the order of a shutdown -----------------------------------------------------------------------
+
+LIFE = ("tests.attack_apps:with_lifespan", "--no-access-log")
+
+
+def test_idle_connections_and_half_heads_do_not_hold_up_a_shutdown(serve):
+    server = serve(*LIFE)
+    with server.connect() as idle, server.connect() as silent, server.connect() as half:
+        assert idle.get("/hello").status == 200
+        half.send(b"GET /hello HT")
+        assert ask(server, "/hello") == b"hello"
+        assert server.stop() == 0
+        for client in (idle, silent, half):
+            client.read_until_close()
+    server.wait_for_log("APP lifespan shutdown")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_endless_event_stream_is_told_in_the_middle_of_the_drain(serve, number):
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "1.0")
+    with server.connect() as client:
+        client.request("GET", "/events?tag")
+        assert b"data: x" in client.read_until(b"data: x\n\n")
+        server.send_signal(number)
+        server.wait_for_log("shutting down")
+        assert not client.read_until_close().endswith(b"0\r\n\r\n")
+    assert server.wait() == 0
+    log = server.log_text()
+    assert log.index("telling") < log.index("events ended") < log.index("APP lifespan shutdown")
+    assert "cancelling" not in log
+
+
+def test_a_websocket_is_told_to_come_again(serve):
+    server = serve(*LIFE)
+    with server.connect() as client:
+        client.send(
+            b"GET /ws?tag HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        server.send_signal()
+        assert client.read_exactly(4) == b"\x88\x02" + struct.pack("!H", 1012)
+        client.send(b"\x88\x82\0\0\0\0" + struct.pack("!H", 1012))
+        client.read_until_close()
+    assert server.wait() == 0
+    log = server.log_text()
+    assert log.index("APP tag disconnect 1012") < log.index("APP lifespan shutdown")
+
+
+def test_a_second_signal_skips_the_drain_but_not_the_lifespan(serve):
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "600")
+    with server.connect() as client:
+        client.request("GET", "/stuck?never")
+        assert ask(server, "/hello") == b"hello"
+        server.send_signal(signal.SIGINT)
+        server.wait_for_log("shutting down")
+        server.send_signal(signal.SIGINT)
+        assert client.read_response().status == 503
+        assert server.wait() == 0
+    server.wait_for_log("cancelling 1 ")
+    server.wait_for_log("APP lifespan shutdown")
+
+
+def test_a_third_signal_exits_at_once(serve):
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "600")
+    with server.connect() as client:
+        client.request("GET", "/stubborn?s")
+        server.wait_for_log("APP s begun")
+        for word in ("shutting down", "cancelling", "exiting at once"):
+            server.send_signal(signal.SIGINT)
+            server.wait_for_log(word)
+        assert server.wait() == 1
+        with pytest.raises(ConnectionError):
+            client.read_until_close()
+            raise ConnectionResetError  # a FIN of the kernel's is as good as a reset
+    assert "APP lifespan shutdown" not in server.log_text()
+
+
+def test_a_stubborn_app_cannot_keep_the_server(serve):
+    """Who swallows the cancel is left behind; the lifespan is not."""
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "0.2")
+    with server.connect() as client:
+        client.request("GET", "/stubborn?s")
+        server.wait_for_log("APP s begun")
+        assert server.stop() == 0
+    server.wait_for_log("APP lifespan shutdown")
+
+
+def test_a_start_can_be_interrupted():
+    server = Starting("tests.attack_apps:hangs_at_startup", "--lifespan", "on", "--port", "0")
+    try:
+        server.wait_for_log("APP starting")
+        assert server.stop(signal.SIGINT) == 0
+        assert "Traceback" not in server.log_text() and "running on" not in server.log_text()
+    finally:
+        server.kill()
+
+
+class Starting(Server):
+    """A server that is not waited for."""
+
+    def wait_for_log(self, pattern, *arguments, **options):
+        if "https?://" in pattern:  # the constructor's: where it serves; here it never will
+            return re.match(r"()()", "")
+        return super().wait_for_log(pattern, *arguments, **options)
+
+
+def test_the_port_is_free_from_the_first_moment_of_a_shutdown(serve):
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "600")
+    with server.connect() as client:
+        client.request("GET", "/stuck?e")
+        assert ask(server, "/hello") == b"hello"
+        server.send_signal()
+        server.wait_for_log("shutting down")
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+        successor = Server(*LIFE, "--port", str(server.port))
+        try:
+            assert ask(successor, "/hello") == b"hello"
+        finally:
+            successor.kill()
+        server.send_signal()
+        assert server.wait() == 0
+
+
+def test_a_port_in_use_is_one_line(serve):
+    server = serve(*LIFE)
+    done = run_server(*LIFE, "--port", str(server.port))
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
