@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         def body_wanted(self, cycle: HTTPCycle) -> None: ...
 
 
+PIECE_COST = 64  # bytes that a piece of a body takes besides its own: chunks may be tiny
 ASGI_VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.5"
 # Each extension, and what must be true of a connection for it to work there (see Offers).
@@ -219,7 +220,7 @@ class HTTPCycle:
     def on_data(self, data: bytes) -> None:
         """A piece of the body has come."""
         self.pieces.append(data)
-        self.pieces_size += len(data)
+        self.pieces_size += len(data) + PIECE_COST
         self.unanswered_expect = False
         if self.waiters:
             self.release_waiters()

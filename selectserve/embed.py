@@ -78,6 +78,11 @@ class HostedServer(Server):
         if isinstance(cause, BaseException):
             self.failure.__cause__ = cause
 
+    def stop_once(self) -> None:
+        """Stop serving, unless told to already."""
+        if not self.stops:
+            self.stop()
+
     def stop(self, _reason: object = None) -> None:
         """Stop serving; called again, skip the drain; never end the process."""
         if self.stops < 2:
@@ -99,6 +104,7 @@ class Serving:
         self.urls: list[str] = []
         self.port = 0
         self.decided = threading.Event()
+        self.joining = threading.Lock()  # PyPy's Thread.join fails when two threads are in it
         self.thread = threading.Thread(target=self.run, name="selectserve", daemon=True)
         self.thread.start()
         self.decided.wait()
@@ -141,17 +147,18 @@ class Serving:
         if server is None or not self.thread.is_alive():
             return True
         if not server.stops:
-            server.reactor.call_from_thread(server.stop)
+            server.reactor.call_from_thread(server.stop_once)
         if self.thread is threading.current_thread():  # the app itself: it cannot wait for itself
             return False
         config = self.config
         if deadline is None:
             deadline = config.timeout_graceful_shutdown + config.timeout_lifespan + LAST_WAIT
-        self.thread.join(deadline)
-        if self.thread.is_alive():
-            server.reactor.call_from_thread(server.stop)
-            self.thread.join(LAST_WAIT)
-        return not self.thread.is_alive()
+        with self.joining:
+            self.thread.join(deadline)
+            if self.thread.is_alive():
+                server.reactor.call_from_thread(server.stop)
+                self.thread.join(LAST_WAIT)
+            return not self.thread.is_alive()
 
     def __enter__(self) -> Serving:
         return self
@@ -214,8 +221,7 @@ class HandTurned(HostedServer):
 
     def close(self) -> None:
         """Drain and end; takes as many turns as that needs."""
-        if not self.stops:
-            self.stop()
+        self.stop_once()
         while self.tick(None):
             pass
 

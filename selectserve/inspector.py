@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PERIOD = 0.1  # seconds between two pictures
 MAX_LANES = 40  # connections in full; the others are a letter each
+MAX_MOVED = 20  # of them those to which something happened last
 MAX_MARKS = 2000
 MAX_TIMERS = 8
 MAX_LOG = 30  # warnings and errors that are kept
@@ -268,6 +269,7 @@ class View:
         self.seen_moment = inspector.recorder.count
         self.seen_turn = 0
         self.follow = 0  # the number of a connection that is always shown
+        self.moved: dict[int, None] = {}  # those that something happened to, the last one last
 
     async def show(self) -> None:
         """Send a picture, then another one."""
@@ -300,6 +302,11 @@ class View:
         inspector = self.inspector
         observer, service, recorder = inspector.observer, inspector.service, inspector.recorder
         moments = [moment for moment in recorder.moments if moment[0] > self.seen_moment]
+        for moment in moments:
+            self.moved.pop(moment[2], None)
+            self.moved[moment[2]] = None
+        while len(self.moved) > MAX_MOVED:
+            del self.moved[next(iter(self.moved))]
         turns = [turn for turn in observer.turns if turn.number > self.seen_turn]
         self.seen_moment = recorder.count
         self.seen_turn = observer.turn_count
@@ -340,6 +347,7 @@ class View:
             zip(connections, stages),
             key=lambda one: (
                 one[0].transport.number != self.follow,
+                one[0].transport.number not in self.moved,
                 RANK.get(one[1], len(RANK)),
                 -one[0].transport.number,
             ),

@@ -310,10 +310,7 @@ class Server:
         service = self.service
         began = self.reactor.clock()
         timeout = self.config.timeout_graceful_shutdown
-        for listener in self.listeners:
-            if not self.retiring:
-                listener.accept_rest()
-            listener.close()
+        self.close_listeners(self.retiring)
         for file in self.socket_files:
             file.remove()
         service.on_change = self.wake
@@ -337,6 +334,13 @@ class Server:
         await self.idle_until(self.reactor.clock() + CLEAN_UP_TIME, 2)
         for connection in list(service.connections):
             connection.transport.abort()
+
+    def close_listeners(self, others_go_on: bool) -> None:
+        """Accept nobody any more; first those who wait already, unless they wait for others."""
+        for listener in self.listeners:
+            if not others_go_on:
+                listener.accept_rest()
+            listener.close()
 
     def close_idle(self, gently: bool) -> None:
         """Close the connections that ask for nothing now, or leave them a last request."""

@@ -213,6 +213,10 @@ class Worker(Server):
         if line == "hurry" and self.stops < 2:
             self.stop()
 
+    def close_listeners(self, others_go_on: bool) -> None:
+        """Accept nobody any more; who waits, is meant for the code that is to come."""
+        super().close_listeners(others_go_on or self.watch)
+
     def on_limit(self) -> None:
         """Enough requests were served: a successor is to come first."""
         if self.channel.is_open:
@@ -265,9 +269,13 @@ def dump_stack_later(seconds: float) -> None:
 
 
 def loaded_files() -> list[str]:
-    """Return the files of all modules, but for Python's own and what was installed."""
+    """Return the files of all modules, but for Python's own, ours and what was installed."""
     library = os.path.dirname(getattr(os, "__file__", "")) + os.sep
-    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    files = {
+        getattr(module, "__file__", None) or ""
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] != "selectserve"
+    }
     return sorted(
         os.path.abspath(file)
         for file in files

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from selectserve import Event, sleep
 
 waiting = Event()
@@ -17,6 +19,9 @@ async def app(scope, receive, send):
         await answer(send, b"slept")
     elif scope["path"] == "/hang":
         await hang()
+    elif scope["path"] == "/hold":
+        time.sleep(0.2)  # what an app must not do
+        await answer(send, b"held")
     elif scope["path"] == "/raise":
         raise ValueError("a bug of the app's")
     elif scope["path"] == "/flood":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import textwrap
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,19 @@ from .support import DEADLINE, ROOT, RawClient, run_server, server_command
 
 SETSID = shutil.which("setsid")
 SOURCE = """
-    {more}
+{more}
 
-    async def app(scope, receive, send):
-        await send({{"type": "http.response.start", "status": 200, "headers": []}})
-        await send({{"type": "http.response.body", "body": {answer}}})
+async def app(scope, receive, send):
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await {send}({{"type": "http.response.body", "body": {answer}}})
+"""
+STREAM = """
+import sys
+from selectserve import Event
+
+async def stream(message):
+    print("APP streams", file=sys.stderr, flush=True)
+    await Event().wait()
 """
 
 
@@ -115,9 +123,8 @@ def test_files_that_are_added_by_name(tree, tmp_path_factory):
 def module(tmp_path):
     """Write the app's module; not in one second with a size that was there before."""
 
-    def write(answer, more="", name="reloaded.py"):
-        text = textwrap.dedent(SOURCE.format(answer=answer, more=more))
-        (tmp_path / name).write_text(text)
+    def write(answer, more="", send="send"):
+        (tmp_path / "reloaded.py").write_text(SOURCE.format(answer=answer, more=more, send=send))
         return tmp_path
 
     return write
@@ -145,8 +152,9 @@ def get(server) -> bytes:
 
 
 def changed(server, position) -> None:
-    """Wait for the news; from then on a request waits for the new code."""
+    """Wait for the news and until the old code takes no request any more."""
     server.wait_for_log(r"changed: starting anew", start=position)
+    server.wait_for_log(r"listeners closed|ended|was killed", start=position)
 
 
 def test_a_change_starts_the_server_anew(reloading, module):
@@ -155,7 +163,7 @@ def test_a_change_starts_the_server_anew(reloading, module):
     for number in range(3):
         position = server.log_position()
         module(f"b'version {number}'" + " " * number)
-        server.wait_for_log(r"INFO: +reloaded\.py changed", start=position)
+        changed(server, position)
         assert get(server) == b"version %d" % number, "requests wait for the new code"
     assert server.log_text().count("running on http") == 1
     assert server.stop() == 0
@@ -178,8 +186,6 @@ def test_a_mistake_is_shown_and_requests_wait_for_its_correction(reloading, modu
 def test_a_mistake_before_the_first_start(module):
     """The watcher lives from the beginning; and Ctrl-C ends it while it waits."""
     folder = module("(")
-    import subprocess
-
     process = subprocess.Popen(
         server_command("reloaded:app", "--reload", "--port", "0", "--reload-delay", "0.05"),
         cwd=folder,
@@ -252,22 +258,9 @@ def test_other_files_on_request(reloading, tmp_path):
 
 
 def test_a_stream_does_not_hold_the_new_code_up(reloading, module):
-    stream = """
-    import sys
-    from selectserve import Event
-
-    async def stream(send):
-        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
-        print("APP streams", file=sys.stderr, flush=True)
-        await Event().wait()
-    """
     server = reloading()
     position = server.log_position()
-    text = textwrap.dedent(SOURCE.format(answer="b''", more=textwrap.dedent(stream)))
-    text = text.replace(
-        'await send({"type": "http.response.body", "body": b\'\'})', "await stream(send)"
-    )
-    (module("b'first'") / "reloaded.py").write_text(text)
+    module("b''", more=STREAM, send="stream")
     server.wait_for_log("worker serves", start=position)
     with server.connect() as client:
         client.request("GET")

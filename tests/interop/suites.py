@@ -5,7 +5,7 @@
 anyio's suite runs with asyncio's loop and with selectserve's (as the loop that asyncio makes).
 Starlette's runs the same way: its TestClient is given our loop by anyio. uvicorn's tests are about
 uvicorn's own classes and cannot be pointed at another server, but for those of its middleware,
-which are apps: they run on our loop, too. Each suite comes from its project's sdist on the package index,
+which are apps: they run on our loop, too. Each suite comes from its project's sdist on the index,
 in an environment of its own below ``.venv-tests/``. Exits 1 when a test fails on our loop only.
 """
 

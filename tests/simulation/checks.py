@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 
+from selectserve.asgi import PIECE_COST
 from selectserve.connection import BODY_WATERMARK, PIPELINE_WATERMARK, HTTPConnection
 from selectserve.reactor import EVENT_READ, EVENT_WRITE, NEVER
 from selectserve.transport import HIGH_WATERMARK, LARGE_READ, READ_SIZE
@@ -135,7 +136,7 @@ def check_connection(connection):
     require(cycle.state != "complete", "a complete response is still in flight", connection)
     bound = BODY_WATERMARK + PIPELINE_WATERMARK + LARGE_READ
     require(cycle.pieces_size <= bound, "a body has no bound", connection)
-    size = sum(map(len, cycle.pieces))
+    size = sum(map(len, cycle.pieces)) + PIECE_COST * len(cycle.pieces)
     require(size == cycle.pieces_size, "a body is miscounted", connection, size)
     if cycle.input == "open":
         paused = cycle.pieces_size > BODY_WATERMARK

@@ -25,7 +25,7 @@ from .world import Violation
 
 WORLDS = 400
 PARTS = 8
-SEARCH = 150  # worlds in which a broken server must be found out
+SEARCH = 300  # worlds in which a broken server must be found out
 
 
 @pytest.mark.parametrize("part", range(PARTS))

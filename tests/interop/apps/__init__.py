@@ -9,5 +9,6 @@ CHUNKS = [b"chunk %d\n" % number for number in range(5)]
 
 
 def note(*words):
-    """Tell the test something."""
-    print("APP", *words, file=sys.stderr, flush=True)
+    """Tell the test something; in one write, since threads do it too."""
+    sys.stderr.write(" ".join(["APP", *map(str, words)]) + "\n")
+    sys.stderr.flush()
