@@ -451,6 +451,8 @@ class RequestParser:
         data = bytes(self.buffer[position : position + self.body_left])
         self.position = position + len(data)
         self.body_left -= len(data)
+        if self.position == len(self.buffer):  # or a paused upload would be here twice
+            self.buffer, self.position, self.scanned = b"", 0, 0
         return data
 
     def section_end(self) -> int:

@@ -22,7 +22,8 @@ import pytest
 from .support import DEADLINE, RawClient, Server, run_server
 
 pytestmark = pytest.mark.skipif(
-    not os.path.exists("/proc/self/statm"), reason="resident memory is read from Linux's /proc"
+    not (os.environ.get("SELECTSERVE_ATTACKS") and os.path.exists("/proc/self/statm")),
+    reason="attacks measure memory for minutes, on a machine at rest: set SELECTSERVE_ATTACKS=1",
 )
 MIB = 1 << 20
 APP = "tests.attack_apps:app"
@@ -99,8 +100,8 @@ def test_a_large_response_that_nobody_reads(serve):
         grown = resident(server) - before
         print(f"{parts} of 800 parts sent, {grown / MIB:.2f} MiB more")
         assert grown < 2 * MIB
-        assert len(client.read_response().body) == 800 * 65536
-    assert resident(server) - before < 2 * MIB
+        client.read_exactly(500_000)
+        until(lambda: int(ask(server, "/progress?one")) > parts, "it goes on when we read")
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
@@ -115,20 +116,18 @@ def test_a_large_upload_that_nobody_takes(serve, coding):
             data = b"x" * 50_000
         else:
             client.send(b"POST /upload?a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-            data = b"4\r\nabcd\r\n" * 10_000
-            size = size // len(data) * 40_000
-        total = 50_000_000 // len(data) * len(data)
-        sent = push(client, data, total)
-        assert sent < total, "the app takes nothing, so there must be an end"
+            data = b"4\r\nabcd\r\n" * 10_000  # pieces this small cost more than they carry
+        sent = push(client, data, size)
+        assert sent < size, "the app takes nothing, so there must be an end"
         grown = resident(server) - before
         print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
         assert grown < 2 * MIB
         assert ask(server, "/open_gate?a") == b"open"
-        client.socket.settimeout(DEADLINE)
-        while sent < total:
-            sent += client.socket.send(data[sent % len(data) :])
         if coding == "chunked":
-            client.send(b"0\r\n\r\n")
+            client.send(data[sent % len(data) :] + b"0\r\n\r\n")
+            size = (sent // len(data) + 1) * 40_000
+        else:
+            client.send(data * ((size - sent) // len(data)) + data[sent % len(data) :])
         assert client.read_response().body == b"%d" % size
     assert resident(server) - before < 2 * MIB
 
