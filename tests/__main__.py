@@ -10,6 +10,7 @@ is pytest's.
 from __future__ import annotations
 
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def build_file() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if subprocess.call([sys.executable, "-m", "selectserve", "--bundle", str(path)], cwd=ROOT):
         give_up("the single file cannot be built (see above)")
+    py_compile.compile(str(path), f"{path}c", doraise=True)  # see support.server_command
     return path
 
 

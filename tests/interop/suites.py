@@ -2,11 +2,12 @@
 
     python3 -m tests.interop.suites anyio | starlette | uvicorn
 
-anyio's suite runs with asyncio's loop and with selectserve's (as the loop that asyncio makes).
-Starlette's runs the same way: its TestClient is given our loop by anyio. uvicorn's tests are about
-uvicorn's own classes and cannot be pointed at another server, but for those of its middleware,
-which are apps: they run on our loop, too. Each suite comes from its project's sdist on the index,
-in an environment of its own below ``.venv-tests/``. Exits 1 when a test fails on our loop only.
+Each suite runs twice: with asyncio's own loop, and with selectserve's wherever asyncio would make
+its own. anyio's then tests its asyncio backend on ours; Starlette's runs every app and its TestClient
+on it; uvicorn's runs uvicorn, protocols and all, as a guest of our reactor (its tests are about its
+own classes and cannot be pointed at another server). A suite comes from its project's sdist on the
+package index, in an environment of its own below ``.venv-tests/``. Exits 1 when a test fails on our
+loop only.
 """
 
 from __future__ import annotations
@@ -38,23 +39,38 @@ SUITES = {
         ["-k", "not trio and not uvloop", "--timeout=120", "tests"],
     ),
     "starlette": (
-        ["starlette[full]", "anyio[trio]", "pytest>=8", "httpx", "typing_extensions"],
+        [
+            "starlette[full]",
+            "httpx2[zstd]",
+            "blockbuster>=1.5.23",
+            "opentelemetry-sdk",
+            "importlib-metadata",
+            "pytest-codspeed",
+            "pytest>=9",
+            "trio",
+        ],
         ["-k", "not trio", "tests"],
     ),
     "uvicorn": (
         [
-            "uvicorn[standard]",
-            "pytest>=8",
+            # not [standard]: uvloop would be taken instead of either loop
+            "uvicorn",
+            "httptools",
+            "websockets",
+            "python-dotenv",
+            "PyYAML",
+            "watchfiles",
+            "pytest>=9",
             "pytest-mock",
-            "pytest-xdist",
+            "pytest-codspeed",
             "anyio[trio]",
-            "httpx",
+            "httpx2",
             "a2wsgi",
             "wsproto",
             "trustme",
             "cryptography",
         ],
-        ["-k", "not trio", "tests/middleware"],
+        ["-k", "not trio", "tests", "--ignore=tests/benchmarks", "--ignore=tests/supervisors"],
     ),
 }
 
