@@ -194,7 +194,7 @@ class AsyncioStepper:
         if others:
             for task in others:
                 task.cancel()
-            _, pending = await asyncio.wait(others, timeout=TIDY_TIME)
+            await asyncio.wait(others, timeout=TIDY_TIME)
             for task in others:
                 self.report(task)
         closing = self.loop.create_task(self.loop.shutdown_asyncgens())
@@ -278,7 +278,11 @@ class AsyncioWatch:
             execute = loader.exec_module
 
             def exec_module(module: Any) -> None:
-                execute(module)
+                try:
+                    execute(module)
+                except BaseException:
+                    self.start()  # not imported after all
+                    raise
                 self.told()
 
             vars(loader)["exec_module"] = exec_module

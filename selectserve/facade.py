@@ -154,17 +154,29 @@ class FacadeSelector:
 
     def unregister(self, fileobj: Any) -> FacadeKey:
         """Watch no longer; KeyError when it was not watched."""
-        key = self.keys.pop(self.number(fileobj))
+        key = self.get_key(fileobj)
+        del self.keys[key.fd]
         self.loop.reactor.unregister(key.fd)
         return key
 
     def get_key(self, fileobj: Any) -> FacadeKey:
         """Return what is watched; KeyError when nothing is."""
-        return self.keys[self.number(fileobj)]
+        key = self.get(fileobj)
+        if key is None:
+            raise KeyError(f"{fileobj!r} is not registered")
+        return key
 
     def get(self, fileobj: Any, default: FacadeKey | None = None) -> FacadeKey | None:
-        """Return what is watched, or ``default`` (Python 3.13 asks the map)."""
-        return self.keys.get(self.number(fileobj), default)
+        """Return what is watched, or ``default`` (Python 3.13 asks the map).
+
+        What was closed without a remove_reader may have given its number to a client of ours.
+        """
+        fd = self.number(fileobj)
+        key = self.keys.get(fd)
+        if key is not None and self.loop.reactor.handler(fd) is not key:
+            del self.keys[fd]
+            key = None
+        return default if key is None else key
 
     def get_map(self) -> FacadeSelector:
         """Return the mapping from descriptors to keys."""
@@ -173,7 +185,8 @@ class FacadeSelector:
     def close(self) -> None:
         """Forget all that asyncio watches; the reactor's own is not touched."""
         for fd in list(self.keys):
-            self.unregister(fd)
+            if self.get(fd) is not None:
+                self.unregister(fd)
 
 
 class FacadeLoop(LoopBase):

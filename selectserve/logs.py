@@ -219,6 +219,7 @@ def mark_lines(mark: str) -> None:
     for handler in error_logger.handlers:
         if isinstance(handler, LogHandler) and isinstance(handler.formatter, LevelFormatter):
             handler.formatter.mark = mark
+            handler.outlet.kept = b""  # in a fork: the parent will write it
 
 
 def reopen_logs() -> None:

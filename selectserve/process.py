@@ -15,6 +15,7 @@ import sys
 
 from .errors import ConfigError
 from .importer import load_app
+from .logs import error_logger
 from .reactor import Deadline
 from .worker import SLATE_SIZE, Channel, Slate, run_worker
 
@@ -253,6 +254,9 @@ def preload(config: Config) -> None:
     """Import the app before the first fork; the workers share its memory until they write."""
     if isinstance(config.app, str):
         load_app(config.app, config.app_dir)
+    threading: Any = sys.modules.get("threading")
+    if threading is not None and threading.active_count() > 1:
+        error_logger.warning("APP has started threads at its import: no worker will have them")
     import gc
 
     gc.collect()

@@ -148,6 +148,26 @@ class Reactor:
         """Call ``handler(mask)`` whenever ``fileobj`` is ready for what interest asks."""
         self.selector.register(fileobj, interest, handler)
 
+    def register_own(self, sock: socket.socket, interest: int, handler: Handler) -> None:
+        """Register a socket that nobody else can have: who is there has closed it unsaid.
+
+        An app's library that closes a descriptor without a remove_reader leaves its number
+        registered, and the kernel gives the number to the next client.
+        """
+        try:
+            self.selector.register(sock, interest, handler)
+        except KeyError:
+            self.selector.unregister(sock)
+            self.selector.register(sock, interest, handler)
+
+    def handler(self, fileobj: int | socket.socket) -> Handler | None:
+        """Tell who is called for ``fileobj``; None when nobody is."""
+        try:
+            handler: Handler = self.selector.get_key(fileobj).data
+        except (KeyError, ValueError):  # ValueError: closed
+            return None
+        return handler
+
     def modify(self, fileobj: int | socket.socket, interest: int, handler: Handler) -> None:
         """Change what is waited for."""
         self.selector.modify(fileobj, interest, handler)

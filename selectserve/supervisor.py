@@ -81,7 +81,9 @@ class Supervisor:
             self.sockets, self.files = open_sockets(config)
         else:
             self.sockets, self.files = role.sockets, [SocketFile(file) for file in role.files]
-        self.predecessor = None if role is None else Channel(self.reactor, role.link, int, int)
+        self.predecessor = (
+            None if role is None else Channel(self.reactor, role.link, ignore_line, int)
+        )
         self.notifier = Notifier(os.environ, self.reactor)
         self.had_terminal = has_terminal()
         self.children: list[Child] = []
@@ -156,7 +158,7 @@ class Supervisor:
 
     def describe(self) -> str:
         """Say in a word what we are."""
-        return f"{self.wanted} workers" if self.wanted > 1 else "1 worker"
+        return count_workers(self.wanted)
 
     def start_workers(self, number: int) -> None:
         """Start so many, or come back when the last deaths are long enough ago."""
@@ -408,7 +410,9 @@ class Supervisor:
         """A child has ended: as it was told to, or not."""
         if child is self.heir:
             self.heir = None
-            error_logger.error("the new version %s: we go on", describe_exit(code))
+            level = logging.INFO if self.stops else logging.ERROR
+            end = "" if self.stops else ": we go on"
+            error_logger.log(level, "the new version %s%s", describe_exit(code), end)
         elif child.state == "leaving":
             error_logger.info("worker %d %s", child.pid, describe_exit(code))
             if self.stops and code > 0:
@@ -438,14 +442,14 @@ class Supervisor:
             self.call_heir()
         else:
             self.wanted = max(1, self.wanted + (1 if name == "SIGTTIN" else -1))
-            error_logger.info("%d workers are wanted", self.wanted)
+            error_logger.info("wanted from now on: %s", count_workers(self.wanted))
             self.balance()
 
     def stop(self) -> None:
         """Stop; called again, let nobody finish; a third time, exit at once."""
         self.stops += 1
         if self.stops == 1:
-            error_logger.info("shutting down: %d workers to end", len(self.children))
+            error_logger.info("shutting down: %s to end", count_workers(len(self.children)))
             self.begin_stop("stop")
         elif self.stops == 2:
             error_logger.warning("requests are not waited for any longer")
@@ -509,3 +513,12 @@ class Supervisor:
     def on_fault(self, exc: Exception) -> None:
         """Tell a bug of ours, loudly; the workers go on."""
         error_logger.critical("selectserve has a bug, please report it", exc_info=exc)
+
+
+def count_workers(number: int) -> str:
+    """Say how many."""
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
+def ignore_line(_line: str) -> None:
+    """A predecessor has nothing to tell us; it sends a signal."""

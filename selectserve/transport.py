@@ -149,6 +149,8 @@ class Transport:
 
     def read(self, _ready: int) -> None:
         """Receive once, the reactor comes back if there is more: the handler for reading only."""
+        if self.held:  # since this turn began
+            return
         try:
             data = self.sock.recv(self.read_size)
         except (BlockingIOError, InterruptedError):
@@ -510,7 +512,7 @@ class Transport:
             return
         handler = self.read if wanted == EVENT_READ else self.on_ready
         if not self.interest:
-            self.reactor.register(self.sock, wanted, handler)
+            self.reactor.register_own(self.sock, wanted, handler)
         elif not wanted:
             self.reactor.unregister(self.sock)
         else:

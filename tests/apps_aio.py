@@ -324,6 +324,23 @@ async def readers():
 
 
 @route
+async def close_watched():
+    """Close what is watched, without a word, as careless libraries do."""
+    one, other = socket.socketpair()
+    LIFESPAN["careless"] = one.fileno()
+    asyncio.get_running_loop().add_reader(one, note, "called for what is closed")
+    one.close()
+    other.close()
+    return LIFESPAN["careless"]
+
+
+@route
+async def remove_closed():
+    """Remember too late."""
+    return asyncio.get_running_loop().remove_reader(LIFESPAN["careless"])
+
+
+@route
 async def signals():
     loop = asyncio.get_running_loop()
     came = asyncio.Event()

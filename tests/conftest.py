@@ -87,8 +87,11 @@ def place() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="selectserve-"))
     folder.chmod(0o755)
     built = folder / "selectserve.py"
-    done = run_server("--bundle", str(built))
-    assert done.returncode == 0, done.stderr
+    if UNDER_TEST:
+        shutil.copy(UNDER_TEST, built)
+    else:
+        done = run_server("--bundle", str(built))
+        assert done.returncode == 0, done.stderr
     shutil.copy(ROOT / "tests" / "tiny.py", folder)
     yield folder
     shutil.rmtree(folder)

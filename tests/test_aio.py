@@ -92,6 +92,19 @@ def test_pipelined_requests_keep_their_order(module_serve):
             assert ast.literal_eval(client.read_response().body.decode()) == PLAIN[name]
 
 
+def test_a_closed_descriptor_that_is_still_watched_harms_no_client(serve):
+    """The number goes to the next client, whose connection must neither fail nor be cut off."""
+    server = serve("tests.apps_aio:app")
+    with server.connect() as first:
+        ask(first, "close_watched")
+        with server.connect() as second:  # has the number
+            assert ask(second, "sleep") == b"True"
+            assert ask(first, "remove_closed") == b"False"
+            assert ask(second, "sleep") == b"True"
+    assert server.stop() == 0
+    assert "Traceback" not in server.log_text() and "APP called" not in server.log_text()
+
+
 # -- receive() ------------------------------------------------------------------------------------
 
 

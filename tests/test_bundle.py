@@ -28,6 +28,12 @@ def run(*command, **options):
     )
 
 
+def bundle(*arguments, **options):
+    """Bundle with what is under test, from its sources."""
+    program = [UNDER_TEST] if UNDER_TEST else ["-m", "selectserve"]
+    return run(*program, *arguments, **{"cwd": ROOT, **options})
+
+
 def get(server, path="/"):
     """Return the body that a server answers with."""
     with server.connect() as client:
@@ -40,8 +46,8 @@ def get(server, path="/"):
 def test_the_same_sources_give_the_same_bytes(tmp_path):
     once, again = tmp_path / "once.py", tmp_path / "again.py"
     environ = {**os.environ, "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
-    assert run_server("--bundle", str(once)).returncode == 0
-    assert run_server("--bundle", str(again), env=environ).returncode == 0
+    assert bundle("--bundle", str(once)).returncode == 0
+    assert bundle("--bundle", str(again), env=environ).returncode == 0
     assert again.read_bytes() == once.read_bytes()
 
 
@@ -231,16 +237,16 @@ def test_the_file_copies_itself(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--workers", "2", "--worker-start", "spawn")], ids=" ".join
+    ("maker", "arguments"),
+    [("package", ()), ("file", ()), ("package", ("--workers", "2", "--worker-start", "spawn"))],
 )
-@pytest.mark.parametrize("maker", ["package", "file"])
 def test_an_archive_of_server_and_app(place, tmp_path, serve, maker, arguments):
     """… made by the package or by the built file, starts anywhere, without the sources."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "tiny.py").write_text("raise RuntimeError('not this one')")
     made = ["--bundle", str(folder / "app.pyz"), "--with", "tiny:app", "--app-dir", str(place)]
-    done = run_server(*made) if maker == "package" else run(str(place / "selectserve.py"), *made)
+    done = bundle(*made) if maker == "package" else run(str(place / "selectserve.py"), *made)
     assert done.returncode == 0, done.stderr
     server = serve(
         "--log-level", "info", *arguments, cwd=folder, program=[sys.executable, "app.pyz"]
@@ -262,7 +268,7 @@ def test_an_archive_holds_whole_packages_and_nothing_else(tmp_path):
     (tmp_path / "site" / "helper.py").write_text("")
     made = ("--with", "shop.main:app", "--with", "helper", "--app-dir", str(tmp_path / "site"))
     for name in ("one.pyz", "two.pyz"):
-        done = run_server("--bundle", str(tmp_path / name), *made)
+        done = bundle("--bundle", str(tmp_path / name), *made)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.pyz").read_bytes() == (tmp_path / "two.pyz").read_bytes()
     with zipfile.ZipFile(tmp_path / "one.pyz") as archive:
@@ -279,7 +285,7 @@ def test_an_archive_holds_whole_packages_and_nothing_else(tmp_path):
     ],
 )
 def test_what_cannot_be_made(arguments, code, words):
-    done = run_server(*arguments)
+    done = bundle(*arguments)
     assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
 
 

@@ -251,6 +251,7 @@ def test_the_nginx_example(replicas, tmp_path):
         users.go_on()
         for replica in replicas:
             replica.restart()
+            replica.server.wait_for_access('"GET /hello')  # nginx takes it into account again
             users.go_on()
         users.end()
     finally:

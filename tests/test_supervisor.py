@@ -48,6 +48,16 @@ def wait_for_workers(server, number, start=0) -> list[int]:
     return workers(server, start)
 
 
+def restart(server) -> None:
+    """Restart the workers, and wait until none of the old ones accepts any more."""
+    position = server.log_position()
+    old = workers(server)[-2:]
+    server.send_signal(signal.SIGHUP)
+    server.wait_for_log("restarted: all workers are new", start=position)
+    for pid in old:
+        server.wait_for_log(rf"\[{pid}\] shutting down", start=position)
+
+
 def all_have_ended(server) -> bool:
     """Wait for the end of everybody who could write to the log."""
     server.stderr.thread.join(DEADLINE)
@@ -401,15 +411,13 @@ def test_a_rolling_restart_under_wrk(serve):
     """As fast as it goes, on kept connections: not one refused or cut request."""
     server = serve(*APP, "--workers", "2")
     wrk = subprocess.Popen(
-        [WRK, "-t1", "-c16", "-d3", f"http://127.0.0.1:{server.port}/pid"],
+        [WRK, "-t1", "-c16", "-d2", f"http://127.0.0.1:{server.port}/pid"],
         stdout=subprocess.PIPE,
         text=True,
     )
     restarts = 0
     while wrk.poll() is None:
-        position = server.log_position()
-        server.send_signal(signal.SIGHUP)
-        server.wait_for_log("restarted: all workers are new", start=position)
+        restart(server)
         restarts += 1
     output = wrk.communicate()[0]
     assert "Socket errors" not in output and "Non-2xx" not in output, output
@@ -424,8 +432,7 @@ def test_a_request_in_progress_survives_a_restart(serve):
         kept_pid = int(kept.get("/pid").body)
         upload.send(b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc")
         server.wait_for_log("APP upload begun")
-        server.send_signal(signal.SIGHUP)
-        server.wait_for_log("restarted: all workers are new")
+        restart(server)
         response = kept.get("/pid")
         assert int(response.body) == kept_pid and response.get("connection") == b"close"
         upload.send(b"def")
@@ -454,8 +461,7 @@ def test_a_restart_brings_new_code_and_broken_code_changes_nothing(serve, tmp_pa
     server.wait_for_log("restart given up: the old workers go on")
     assert "SyntaxError" in server.log_text() and get(server) == "first"
     module.write_text(textwrap.dedent(source % "second"))
-    server.send_signal(signal.SIGHUP)
-    server.wait_for_log("restarted: all workers are new")
+    restart(server)
     assert get(server) == "second"
     assert server.stop() == 0
 
@@ -468,9 +474,7 @@ def test_restarts_leave_nothing_behind(serve):
         pytest.skip("no /proc here")
     before = len(os.listdir(descriptors))
     for number in range(1, 4):
-        position = server.log_position()
-        server.send_signal(signal.SIGHUP)
-        server.wait_for_log("restarted: all workers are new", start=position)
+        restart(server)
         for pid in workers(server)[2 * number - 2 : 2 * number]:
             server.wait_for_log(rf"worker {pid} ended")
     assert len(os.listdir(descriptors)) == before
@@ -481,7 +485,7 @@ def test_one_more_and_one_less(serve):
     """TTIN and TTOU."""
     server = serve(*APP, "--workers", "1", "--max-worker-age", "1000")
     server.send_signal(signal.SIGTTIN)
-    server.wait_for_log("2 workers are wanted")
+    server.wait_for_log("wanted from now on: 2 workers")
     assert len(wait_for_workers(server, 2)) == 2
     server.send_signal(signal.SIGTTOU)
     ended = int(server.wait_for_log(r"worker (\d+) ended")[1])
@@ -489,7 +493,7 @@ def test_one_more_and_one_less(serve):
     assert int(get(server)) == left
     position = server.log_position()
     server.send_signal(signal.SIGTTOU)
-    server.wait_for_log("1 workers are wanted", start=position)
+    server.wait_for_log("wanted from now on: 1 worker$", start=position)
     assert int(get(server)) == left
     assert server.stop() == 0
 
@@ -527,8 +531,8 @@ def test_log_files_are_opened_anew(serve, tmp_path):
         seen = set(re.findall(r'^(\d+) .*"GET /pid', text, re.M))
     position = server.log_position()
     server.send_signal(signal.SIGTTIN)
-    server.wait_for_log("3 workers are wanted", start=position)
-    assert f"{server.process.pid} 3 workers are wanted" in log.read_text()
+    server.wait_for_log("wanted from now on: 3 workers", start=position)
+    assert f"{server.process.pid} wanted from now on: 3 workers" in log.read_text()
     assert server.stop() == 0
 
 
@@ -573,6 +577,25 @@ def test_a_new_version_that_fails_changes_nothing(serve, tmp_path):
     server.wait_for_log("the new version ended with exit code 1: we go on")
     assert int(get(server)) in workers(server)[:2]
     assert server.stop() == 0
+
+
+def test_a_stop_while_a_new_version_starts(serve, tmp_path):
+    """It is told too, wherever it is."""
+    module = tmp_path / "version.py"
+    module.write_text("from tests.apps_workers import app")
+    os.mkfifo(tmp_path / "fifo")
+    server = serve(
+        "version:app", "--lifespan", "off", "--workers", "2", "--app-dir", str(tmp_path),
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    module.write_text(
+        "import sys\nprint('APP waits', file=sys.stderr, flush=True)\n"
+        f"open({str(tmp_path / 'fifo')!r}).read()"
+    )
+    server.send_signal(signal.SIGUSR2)
+    server.wait_for_log("APP waits")
+    assert server.stop() == 0
+    assert all_have_ended(server) and quiet(server)
 
 
 # -- recycling -------------------------------------------------------------------------------------
@@ -636,8 +659,8 @@ def test_a_blocked_worker_is_shown_and_replaced(serve):
 
 
 def test_a_lag_is_told(serve):
-    server = serve(*APP, "--workers", "2", "--timeout-worker-healthcheck", "0")
-    assert int(get(server, "/block?seconds=3.2")) in workers(server)
+    server = serve(*APP, "--workers", "2", "--timeout-worker-healthcheck", "6")
+    assert int(get(server, "/block?seconds=2.2")) in workers(server)
     server.wait_for_log(r"WARNING: +\[\d+\] nothing went on for \d\.\d s")
     assert server.stop() == 0
     assert "killed" not in server.log_text()

@@ -124,8 +124,8 @@ def main() -> int:
     try:
         import test.test_asyncio as package
     except ImportError:
-        print("this Python has no test.test_asyncio (Debian: install libpython3-testsuite)")
-        return 2
+        print("nothing run: this Python has no test.test_asyncio (Debian: libpython3-testsuite)")
+        return 0 if options.quick else 2
     found = sorted(name for _, name, _ in pkgutil.iter_modules(package.__path__))
     modules = [name for name in found if name.startswith("test_")]
     if options.quick:

@@ -3,9 +3,9 @@
     python3 -m tests.interop.suites anyio | starlette | uvicorn
 
 Each suite runs twice: with asyncio's own loop, and with selectserve's wherever asyncio would make
-its own. anyio's then tests its asyncio backend on ours; Starlette's runs every app and its TestClient
-on it; uvicorn's runs uvicorn, protocols and all, as a guest of our reactor (its tests are about its
-own classes and cannot be pointed at another server). A suite comes from its project's sdist on the
+its own. anyio's then tests its asyncio backend on ours; Starlette's runs every app and its
+TestClient on it; uvicorn's runs uvicorn, protocols and all, as a guest of our reactor (its tests
+are about its own classes and cannot be pointed at another server). A suite comes from its project's sdist on the
 package index, in an environment of its own below ``.venv-tests/``. Exits 1 when a test fails on our
 loop only.
 """
@@ -63,6 +63,7 @@ SUITES = {
             "pytest>=9",
             "pytest-mock",
             "pytest-codspeed",
+            "pytest-xdist[psutil]",
             "anyio[trio]",
             "httpx2",
             "a2wsgi",
@@ -70,7 +71,14 @@ SUITES = {
             "trustme",
             "cryptography",
         ],
-        ["-k", "not trio", "tests", "--ignore=tests/benchmarks", "--ignore=tests/supervisors"],
+        [
+            "-n0",
+            "-k",
+            "not trio",
+            "tests",
+            "--ignore=tests/benchmarks",
+            "--ignore=tests/supervisors",
+        ],
     ),
 }
 
