@@ -5,7 +5,8 @@
 Each suite runs twice: with asyncio's own loop, and with selectserve's wherever asyncio would make
 its own. anyio's then tests its asyncio backend on ours; Starlette's runs every app and its
 TestClient on it; uvicorn's runs uvicorn, protocols and all, as a guest of our reactor (its tests
-are about its own classes and cannot be pointed at another server). A suite comes from its project's sdist on the
+are about its own classes and cannot be pointed at another server). A suite comes from its
+project's sdist on the
 package index, in an environment of its own below ``.venv-tests/``. Exits 1 when a test fails on our
 loop only.
 """
