@@ -222,6 +222,27 @@ def command_again() -> list[str]:
     return [sys.executable, *sys.argv]
 
 
+def start_directory() -> str:
+    """Return where we are by the name that the shell has for it.
+
+    That may be a link to the newest release: who starts later is to follow it again.
+    """
+    here = os.getcwd()
+    name = os.environ.get("PWD", "")
+    try:
+        return name if name and os.path.samefile(name, here) else here
+    except OSError:
+        return here
+
+
+def enter_directory(path: str) -> None:
+    """Go there, if it still is."""
+    try:
+        os.chdir(path)
+    except OSError as exc:
+        error_logger.warning("cannot change to %s: %s", path, exc.strerror)
+
+
 def can_fork(config: Config) -> bool:
     """Tell whether workers are forks: where there are no other threads, which a fork would lose."""
     if config.worker_start == "spawn" or config.reload or not hasattr(os, "fork"):

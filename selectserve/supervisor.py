@@ -22,11 +22,13 @@ from .process import (
     can_fork,
     check_platform,
     describe_exit,
+    enter_directory,
     fork_process,
     page_file,
     preload,
     resident_size,
     spawn_process,
+    start_directory,
 )
 from .reactor import Deadline, Reactor
 from .server import (
@@ -70,7 +72,7 @@ class Supervisor:
     def __init__(self, config: Config, role: Role | None = None) -> None:
         self.config = config
         self.wanted = config.workers
-        self.cwd = os.getcwd()
+        self.cwd = start_directory()
         self.forks = can_fork(config)
         check_platform(config, self.forks)
         if config.preload:
@@ -273,6 +275,7 @@ class Supervisor:
     def forget_parent(self, end: socket.socket) -> None:
         """Put off, in a fork, what is the supervisor's: signals, ends of channels, the selector."""
         self.restore_signals()
+        enter_directory(self.cwd)
         end.close()
         for child in self.children:
             if child.channel is not None:

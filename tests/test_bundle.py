@@ -220,6 +220,21 @@ def test_the_file_is_a_module(place):
     assert "no attribute 'Nothing'" in done.stdout, done.stderr
 
 
+def test_the_file_has_gunicorns_worker_under_the_same_name(place, tmp_path):
+    """… which is another Worker than the supervisor's, in the same namespace."""
+    (tmp_path / "gunicorn" / "workers").mkdir(parents=True)
+    (tmp_path / "gunicorn" / "workers" / "base.py").write_text("class Worker: ...\n")
+    program = (
+        "import importlib, sys; sys.path.append(sys.argv[1])\n"
+        "room = importlib.import_module('selectserve.gunicorn')\n"
+        "import selectserve, gunicorn.workers.base as base\n"
+        "assert issubclass(room.Worker, base.Worker) and room.Worker is room.Worker\n"
+        "assert issubclass(selectserve.Worker, selectserve.Server)\n"
+    )
+    done = run("-c", program, str(tmp_path), cwd=place)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_file_may_come_through_a_pipe(place):
     with (place / "selectserve.py").open() as source:
         done = run("-", "--version", stdin=source, cwd=place)

@@ -597,12 +597,14 @@ def test_a_file_that_shrinks_under_a_body_without_a_length(kernel, tmp_path):
     path = tmp_path / "shrinks"
     path.write_bytes(b"")
     os.truncate(path, LARGE)
+    position = kernel.log_position()
     with kernel.connect(receive_buffer=4096) as client:
         kernel.ask(client, [start(), zerocopysend(path, more_body=True)], version="1.0")
         client.read_head()
         os.truncate(path, 4096)
         with pytest.raises(ConnectionResetError):
             client.read_until_close()
+    kernel.server.wait_for_log("became shorter", start=position)
 
 
 @needs_proc

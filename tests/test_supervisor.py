@@ -466,6 +466,44 @@ def test_a_restart_brings_new_code_and_broken_code_changes_nothing(serve, tmp_pa
     assert server.stop() == 0
 
 
+@STARTS
+def test_a_link_to_the_newest_release_is_followed(serve, tmp_path, start):
+    """As deploys do: the link is switched, and HUP or USR2 bring what it names then."""
+    source = """
+        import os
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"%s in " + os.getcwd().encode()})
+    """
+    for release in ("first", "second", "third"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "release.py").write_text(textwrap.dedent(source % release))
+    current = tmp_path / "current"
+
+    def switch(release):
+        (tmp_path / "new").symlink_to(tmp_path / release)
+        os.replace(tmp_path / "new", current)
+
+    switch("first")
+    server = serve(
+        "release:app", "--lifespan", "off", "--workers", "2", "--worker-start", start,
+        cwd=current, env={"PYTHONPATH": str(ROOT), "PWD": str(current)},
+    )  # fmt: skip
+    assert get(server) == f"first in {tmp_path}/first"
+    switch("second")
+    restart(server)
+    assert get(server) == f"second in {tmp_path}/second"
+    switch("third")
+    server.send_signal(signal.SIGUSR2)
+    heir = int(server.wait_for_log(r"process (\d+) has taken over")[1])
+    try:
+        assert server.process.wait(DEADLINE) == 0
+        assert get(server) == f"third in {tmp_path}/third"
+    finally:
+        os.kill(heir, signal.SIGTERM)
+    assert all_have_ended(server) and quiet(server)
+
+
 def test_restarts_leave_nothing_behind(serve):
     """Neither descriptors nor processes."""
     server = serve(*APP, "--workers", "2")
