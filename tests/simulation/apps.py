@@ -157,8 +157,7 @@ def make_app(world):
         ask = world.asks.get(scope["path"])
         if ask is None:  # of a client that talks nonsense
             ask = world.nonsense(scope)
-        make = Call if scope["type"] == "http" else world.conversation
-        call = make(world, ask, scope, receive, send)
+        call = Call(world, ask, scope, receive, send)
         world.running.append(call)
         try:
             ask.client.on_call(ask, scope)
@@ -330,7 +329,7 @@ async def gives_up_waiting(call):
 
     async def child():
         waiter = stepper_here().waiter()
-        world.reactor.call_later(0.1, lambda: waiter.set_result(None))
+        world.later(0.1, lambda: waiter.set_result(None))
         try:
             await waiter
         except Cancelled:
