@@ -130,7 +130,7 @@ class Chapter:
 
         types_only: set[ast.AST] = set()
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
                 self.drop(node)
                 for inner in node.body:
                     types_only.update(ast.walk(inner))
@@ -145,7 +145,7 @@ class Chapter:
                     self.check_sibling(node, above)
             elif isinstance(node, ast.Name) and node.id == "__file__":
                 raise self.refuse(node, "asks for __file__: one file may lie anywhere")
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "read_material":
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "read_material":
                 if isinstance(node.args[0], ast.Constant):
                     self.material.append(str(node.args[0].value))
         for statement in self.statements():

@@ -90,7 +90,7 @@ def place() -> Iterator[Path]:
     if UNDER_TEST:
         shutil.copy(UNDER_TEST, built)
     else:
-        done = run_server("--bundle", str(built))
+        done = run_server("--bundle", str(built), deadline=60.0)
         assert done.returncode == 0, done.stderr
     shutil.copy(ROOT / "tests" / "tiny.py", folder)
     yield folder

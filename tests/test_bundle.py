@@ -22,7 +22,7 @@ def run(*command, **options):
         [sys.executable, *command],
         stdin=options.pop("stdin", subprocess.DEVNULL),
         capture_output=True,
-        timeout=3 * DEADLINE,
+        timeout=6 * DEADLINE,
         text=True,
         **options,
     )
