@@ -285,7 +285,10 @@ class AsyncioWatch:
                     raise
                 self.told()
 
-            vars(loader)["exec_module"] = exec_module
+            try:
+                vars(loader)["exec_module"] = exec_module
+            except TypeError:
+                pass  # a frozen module's; load_and_choose looks afterwards, too
         return spec
 
 
@@ -350,6 +353,11 @@ class LateStepper(NativeStepper):
             self.asyncio.cancel_all(spare)
 
 
+def wants_asyncio() -> bool:
+    """Tell whether anybody has imported what runs on asyncio."""
+    return any(name in sys.modules for name in ASYNCIO_SIGNS)
+
+
 def load_and_choose(
     load: Callable[[], Any],
     reactor: Reactor,
@@ -380,12 +388,14 @@ def load_and_choose(
         steppers[0].loop.enter()
 
     watch = AsyncioWatch(begin)
-    if mode == "asyncio" or any(name in sys.modules for name in ASYNCIO_SIGNS):
+    if mode == "asyncio" or wants_asyncio():
         begin()
     else:
         watch.start()
     try:
         app = load()
+        if not steppers and wants_asyncio():
+            begin()
     except BaseException:
         if steppers:
             steppers[0].loop.leave()

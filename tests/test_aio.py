@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import signal
+import socket
 import sys
+import threading
 
 import pytest
+
+from selectserve.reactor import Reactor
 
 from .support import run_server
 
@@ -103,6 +107,24 @@ def test_a_closed_descriptor_that_is_still_watched_harms_no_client(serve):
             assert ask(second, "sleep") == b"True"
     assert server.stop() == 0
     assert "Traceback" not in server.log_text() and "APP called" not in server.log_text()
+
+
+def test_one_byte_wakes_for_all_and_the_next_is_not_lost():
+    reactor = Reactor()
+    done = []
+    for number in range(3):
+        reactor.call_from_thread(lambda number=number: done.append(number))
+    assert reactor.wakeup_receiver.recv(10, socket.MSG_PEEK) == b"\0"
+    reactor.tick()
+    assert done == [0, 1, 2]
+    late = threading.Timer(0.01, reactor.call_from_thread, [lambda: done.append("late")])
+    late.start()
+    reactor.call_later(5.0, lambda: done.append("nobody woke it"))
+    while len(done) < 4:
+        reactor.tick()
+    assert done[3:] == ["late"]
+    late.join()
+    reactor.close()
 
 
 # -- receive() ------------------------------------------------------------------------------------
