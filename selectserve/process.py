@@ -173,7 +173,14 @@ def take_role(environ: MutableMapping[str, str]) -> Role | None:
         return Role(told, receive_shares())
     for number in (*told["sockets"], told["slate"]):
         os.set_inheritable(number, False)
-    return Role(told, [socket.socket(fileno=number) for number in told["sockets"]])
+    # Others accept on these already. A new socket object has the default timeout: PyPy applies it
+    # to the descriptor, and theirs, by no way back, would be a blocking one.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.0)
+    try:
+        return Role(told, [socket.socket(fileno=number) for number in told["sockets"]])
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def run_spawned(config: Config, role: Role) -> int:

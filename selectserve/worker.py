@@ -243,7 +243,7 @@ class Worker(Server):
 
     def close(self) -> None:
         """Release everything that is left."""
-        if self.dump_after:
+        if self.dump_after and self.next_beat:  # else PyPy 7.3.11 waits for ever
             dump_stack_later(0)
         self.channel.close()
         super().close()

@@ -8,7 +8,13 @@ import sys
 import time
 from urllib.parse import parse_qsl
 
-print(f"APP imported in {os.getpid()}", file=sys.stderr, flush=True)
+
+def say(text):
+    """Tell the test a line, in one write: several processes do so at once."""
+    os.write(2, f"{text}\n".encode())
+
+
+say(f"APP imported in {os.getpid()}")
 if "APP_FIFO" in os.environ:  # an import that takes as long as the test wants
     with open(os.environ["APP_FIFO"]) as fifo:
         fifo.read()
@@ -42,7 +48,7 @@ async def pid(options, receive):
 
 async def upload(options, receive):
     """Say that it has begun, read the body, return its size."""
-    print("APP upload begun", file=sys.stderr, flush=True)
+    say("APP upload begun")
     size, more = 0, True
     while more:
         message = await receive()
@@ -53,7 +59,7 @@ async def upload(options, receive):
 
 async def block(options, receive):
     """Keep the reactor from turning, as careless code does."""
-    print("APP blocks", file=sys.stderr, flush=True)
+    say("APP blocks")
     blocking_call(float(options["seconds"]))
     return os.getpid()
 

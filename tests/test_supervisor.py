@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -774,7 +775,10 @@ def test_ctrl_c_while_the_app_is_imported(tmp_path, start):
         assert process.wait(DEADLINE) == 0
         assert "Traceback" not in process.stderr.read()
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # workers that wait for the fifo hear nothing else
         process.communicate()
 
 
