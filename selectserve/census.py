@@ -96,6 +96,19 @@ def describe_parking(task: Any) -> dict[str, str] | None:
     return {"waits": waits, "place": place_of(frame), "text": text}
 
 
+def unfinished_requests(service: Service) -> str:
+    """Count the requests in flight, and name the one that has been so for longest."""
+    text = f"{service.cycles} requests"
+    cycles = [c.cycle for c in service.connections if isinstance(c, HTTPConnection)]
+    here = [cycle for cycle in cycles if cycle is not None]
+    if here:
+        oldest = min(here, key=lambda cycle: cycle.started_at)
+        path = printable(oldest.scope["path"])[:MAX_TARGET]
+        age = service.reactor.clock() - oldest.started_at
+        text += f" (the oldest {oldest.request.method} {path}, {age:.1f} s)"
+    return text
+
+
 def connection_table(service: Service) -> str:
     """Return a line for each connection, and one for all of them."""
     connections = sorted(service.connections, key=lambda one: one.transport.number)

@@ -19,7 +19,7 @@ from contextvars import copy_context
 from .access import AccessFormat, RequestIds
 from .aio import load_and_choose
 from .arrival import Entrance
-from .census import connection_table
+from .census import connection_table, unfinished_requests
 from .certificates import make_certificates
 from .config import Config
 from .errors import Cancelled, ConfigError
@@ -316,17 +316,19 @@ class Server:
         service.on_change = self.wake
         service.draining = "gently"
         self.close_idle(gently=self.retiring)
-        error_logger.info("shutting down: listeners closed, %d requests to finish", service.cycles)
+        error_logger.info(
+            "shutting down: listeners closed, to be finished: %s", unfinished_requests(service)
+        )
         if await self.idle_until(began + timeout * SOFT_PART, 1):
             return
         if self.stops < 2:
             self.close_idle(gently=False)
-            error_logger.info("telling %d long requests to end", service.cycles)
+            error_logger.info("telling the long ones to end, of %s", unfinished_requests(service))
             for connection in list(service.connections):
                 connection.tell_end(False)
             if await self.idle_until(began + timeout, 1):
                 return
-        error_logger.warning("cancelling %d requests", service.cycles)
+        error_logger.warning("cancelling %s", unfinished_requests(service))
         for connection in list(service.connections):
             connection.tell_end(True)  # a disconnect is delivered before a cancel
         await self.idle_until(self.reactor.clock() + TELL_TIME, 2)

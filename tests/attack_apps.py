@@ -140,6 +140,13 @@ async def download(scope, receive, send):
 
 
 @route
+async def lump(scope, receive, send):
+    """Send 300 KB in one message."""
+    PROGRESS[scope["query_string"]] = PROGRESS.get(scope["query_string"], 0) + 1
+    await respond(send, b"x" * 300_000)
+
+
+@route
 async def upload(scope, receive, send):
     """Wait for the gate, and only then take the body; answer with its size."""
     await gate(scope["query_string"]).wait()
