@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
+PIPELINE_BURST = 8  # pipelined requests begun in one turn; they leave in one send
 BODY_WATERMARK = LARGE_READ  # bytes of a body that the app has not received
 BODY_PROGRESS = 1024  # bytes that count as progress of a slow body
 ON_ITS_WAY = 0.25  # seconds in which, at shutdown, one more request may arrive
@@ -52,6 +53,7 @@ class HTTPConnection:
         "discarded",
         "eof",
         "parser",
+        "planned",
         "service",
         "transport",
         "unlogged",
@@ -66,6 +68,7 @@ class HTTPConnection:
         self.cycle: HTTPCycle | None = None  # the request in flight
         self.eof = False
         self.awaited = "request"  # -> head | body | app | rest | close: what the deadline is for
+        self.planned = False  # the next request will be read in this turn or the next
         self.discarded = 0  # bytes read of a body that nobody wants
         self.unlogged: list[HTTPCycle] = []
         self.body_progress = 0
@@ -85,7 +88,7 @@ class HTTPConnection:
         if memory is not None:
             memory.note(len(data) + HIGH_WATERMARK)  # as much as an answer may leave unsent
         cycle = self.cycle
-        if cycle is None and not self.transport.writing_paused:
+        if cycle is None and not (self.planned or self.transport.writing_paused):
             self.read_request()
         elif cycle is not None and cycle.input == "open":
             self.read_body(cycle)
@@ -98,7 +101,8 @@ class HTTPConnection:
         self.parser.receive_eof()
         cycle = self.cycle
         if cycle is None:
-            self.read_request()
+            if not self.planned:
+                self.read_request()
         elif cycle.input == "open":
             self.read_body(cycle)
         elif cycle.waits_for_client:
@@ -133,15 +137,25 @@ class HTTPConnection:
 
     # -- a request -----------------------------------------------------------------------------
 
-    def read_request(self) -> None:
-        """Begin the next request, if its head is here.
+    def read_burst(self) -> None:
+        """Begin requests that are here already; a few a turn, for the others wait meanwhile."""
+        for _ in range(PIPELINE_BURST):
+            if not self.read_request() or self.transport.protocol is not self:  # an upgrade
+                self.planned = False
+                return
+        self.planned = False
+        if self.cycle is None:
+            self.read_on()
+
+    def read_request(self) -> bool:
+        """Begin the next request, if its head is here; tell whether it was.
 
         Not while the client has too much to read already: a thousand pipelined requests would
         fill the write buffer with a thousand answers.
         """
         transport = self.transport
         if self.cycle is not None or transport.state != "open" or transport.writing_paused:
-            return
+            return False
         event: HTTPEvent | None
         if transport.trace:
             event = self.trace_event(transport.trace)
@@ -150,10 +164,10 @@ class HTTPConnection:
                 event = self.parser.next_event()
             except ProtocolError as exc:
                 self.refuse(exc)
-                return
+                return False
         if type(event) is Request and transport.reading:  # the usual case
             self.start_cycle(event)
-            return
+            return True
         while type(event) is Data or type(event) is EndOfMessage:  # of a body nobody read
             if type(event) is Data:
                 self.discarded += len(event.data)
@@ -161,7 +175,7 @@ class HTTPConnection:
                 self.wait_for("request", self.service.timeout_keep_alive)
             if self.discarded > MAX_DISCARD:
                 self.finish(True)
-                return
+                return False
             event = self.next_event()
         if type(event) is Request:
             self.start_cycle(event)
@@ -172,6 +186,7 @@ class HTTPConnection:
             self.transport.close()
         if not transport.reading and not self.eof and self.has_room(event):
             transport.resume_reading()
+        return type(event) is Request
 
     def has_room(self, event: HTTPEvent | None) -> bool:
         """Tell whether more should be read after ``event``, the last one of the parser."""
@@ -334,8 +349,9 @@ class HTTPConnection:
         buffered = self.parser.buffered
         if not self.eof and buffered <= PIPELINE_WATERMARK:
             self.transport.resume_reading()
-        if buffered or self.eof:
-            self.service.reactor.call_soon(self.read_request)
+        if (buffered or self.eof) and not self.planned:
+            self.planned = True
+            self.service.reactor.call_soon(self.read_burst)
 
     def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None:
         """The app has returned or raised; without a complete response that has consequences."""
@@ -445,21 +461,22 @@ class HTTPConnection:
             self.refuse(ProtocolError("the request head did not come in time", 408))
         elif self.awaited == "body":
             self.refuse(ProtocolError("the request body did not come in time", 408))
-        elif self.transport.out:  # the last answer is still being read: not idle yet
-            self.transport.on_flushed = self.on_answer_read
         else:
-            if self.transport.reading:
-                self.transport.read(EVENT_READ)  # a request that has come already is answered
-            if self.cycle is None and self.deadline.at == NEVER:
-                self.transport.close()
+            self.end_idle()
 
-    def on_answer_read(self) -> None:
-        """The client has read the last answer at last: it is idle from now on."""
-        self.log_requests()
-        service = self.service
-        if self.cycle is None and self.deadline.at == NEVER and self.transport.state == "open":
-            ends = service.draining == "now"
-            self.wait_for(self.awaited, ON_ITS_WAY if ends else service.timeout_keep_alive)
+    def end_idle(self) -> None:
+        """Close, if the client has been idle for long enough: since it read its last answer."""
+        service, transport = self.service, self.transport
+        now = service.reactor.now
+        patience = ON_ITS_WAY if service.draining == "now" else service.timeout_keep_alive
+        idle_since = now if transport.out else transport.drained_at
+        if idle_since + patience > now:
+            self.deadline.set(idle_since + patience)
+            return
+        if transport.reading:
+            transport.read(EVENT_READ)  # a request that has come already is answered
+        if self.cycle is None and self.deadline.at == NEVER:
+            transport.close()
 
     def close_if_idle(self, gently: bool) -> None:
         """Close, at shutdown, a connection between two requests; else this one is its last.
@@ -479,11 +496,16 @@ class HTTPConnection:
                 self.finish(bool(self.transport.out))
 
     def tell_end(self, everybody: bool) -> None:
-        """Tell, at shutdown, a stream or a long poll that it should end; or any request."""
+        """Tell, at shutdown, a stream or a long poll that it should end.
+
+        Or ``everybody``: any request, and nobody may begin another one.
+        """
         cycle = self.cycle
         if cycle is not None:
             if everybody or cycle.state == "streaming" or cycle.waits_for_client:
                 cycle.on_disconnect()
+        elif everybody and self.transport.state == "open":
+            self.finish(bool(self.transport.out))
 
     # -- the books -----------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class Transport:
     __slots__ = (
         "blocked",
         "deadline",
+        "drained_at",
         "file",
         "held",
         "interest",
@@ -107,6 +108,7 @@ class Transport:
         self.protocol: ByteProtocol = NO_PROTOCOL
         self.interest = 0  # the mask registered now
         self.blocked = False  # the last write was short: EVENT_WRITE tells when to go on
+        self.drained_at = -NEVER  # when a slow reader had read it all at last
         self.reading = True
         self.held = False  # nothing is read, whatever the protocol wishes
         self.read_size = READ_SIZE  # its protocol may raise it while much is to come
@@ -377,6 +379,7 @@ class Transport:
         """Wait for EVENT_WRITE no longer."""
         if self.blocked:
             self.blocked = False
+            self.drained_at = self.reactor.now
             self.update_interest()
             if self.deadline is not None:
                 self.deadline.set(NEVER)

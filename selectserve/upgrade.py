@@ -152,7 +152,7 @@ class WebSocketConnection:
     def pump(self) -> None:
         """Put what the machine has understood into the session, as much as it may hold."""
         machine, session = self.machine, self.session
-        if machine is None:
+        if machine is None or self.held is not None:
             return
         trace = self.transport.trace
         inbox, most = session.inbox, self.service.ws_max_queue
@@ -371,8 +371,15 @@ class WebSocketConnection:
         self.close_with(1012)
 
     def tell_end(self, everybody: bool) -> None:
-        """The drain is half over: the same again for those that were not open yet."""
-        self.close_with(1012)
+        """The drain is half over: the same again for those that were not open yet.
+
+        At its end, ``everybody``, an app that has not answered the handshake is told, too.
+        """
+        if everybody and self.session.state == "connecting":
+            self.session.disconnect(1012, "")
+            self.refuse(503, "Service Unavailable")
+        else:
+            self.close_with(1012)
 
     def log(self, status: int) -> None:
         """Write the access line of the handshake."""

@@ -157,8 +157,8 @@ def test_uploads_nobody_takes_stop_at_the_limit_and_go_on_behind_it(end):
 
     stage.world.later(25, leave)
     stage.play()
-    # one read of each connection may come between two looks
-    assert LIMIT <= max(held) <= LIMIT * 1.125 + 20 * 65536
+    # between two looks an eighth may come; those who are ready in the same turn are not read
+    assert LIMIT <= max(held) <= LIMIT * 1.125 + 2 * 65536
     assert last.statuses == [200]
     if end == "the app goes on":
         assert log[:20] == [1_000_000] * 20

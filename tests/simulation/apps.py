@@ -157,17 +157,18 @@ def make_app(world):
         ask = world.asks.get(scope["path"])
         if ask is None:  # of a client that talks nonsense
             ask = world.nonsense(scope)
-        call = Call(world, ask, scope, receive, send)
+        make = Call if scope["type"] == "http" else world.conversation
+        call = make(world, ask, scope, receive, send)
         world.running.append(call)
         try:
             ask.client.on_call(ask, scope)
             await ask.behaviour.run(call)
         except Cancelled:
             world.check(world.signals, f"{call!r} was cancelled without a reason")
-            endless = call.waits or ask.behaviour.name.startswith("streams")
-            if endless and not world.storm and len(world.signals) == 1:
-                if world.options["timeout_graceful_shutdown"]:
-                    world.blamed(f"{call!r} was cancelled, and not told before that it is over")
+            patient = len(world.signals) == 1 and world.options["timeout_graceful_shutdown"]
+            if call.waits or (patient and ask.behaviour.name.startswith("streams")):
+                told = f"{call!r} was cancelled, and not told before that it is over"
+                world.check(world.storm, told)
             raise
         finally:
             world.running.remove(call)
@@ -329,7 +330,7 @@ async def gives_up_waiting(call):
 
     async def child():
         waiter = stepper_here().waiter()
-        world.later(0.1, lambda: waiter.set_result(None))
+        world.reactor.call_later(0.1, lambda: waiter.set_result(None))
         try:
             await waiter
         except Cancelled:

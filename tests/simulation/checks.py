@@ -114,16 +114,17 @@ def check_connection(connection):
     """An HTTP connection has a deadline unless it waits for the app only; its buffers are bound."""
     transport, cycle, parser = connection.transport, connection.cycle, connection.parser
     limits = connection.service.limits
-    # one read begins the request, the next one notices that it is too much
-    bound = max(PIPELINE_WATERMARK, limits.header_size + limits.request_line) + 2 * READ_SIZE
+    # one read begins the request, the next one notices that it is too much; the one that ends a
+    # large body may bring as much of what follows
+    head = limits.header_size + limits.request_line
+    bound = max(PIPELINE_WATERMARK, head) + max(2 * READ_SIZE, LARGE_READ)
     require(parser.buffered <= bound, "the read buffer has no bound", connection, parser)
     if transport.state != "open":
         require(cycle is None, "a request goes on while its connection closes", connection)
         return
     armed = is_armed(connection.deadline)
     if cycle is None:
-        waits = bool(transport.out)  # for its answer to be read: the transport has a deadline
-        require(armed or waits, "a connection waits without a deadline", connection)
+        require(armed, "a connection waits for its client without a deadline", connection)
         require(
             transport.reading
             or connection.eof

@@ -131,6 +131,7 @@ class Client:
         self.ended = False  # no more bytes will come
         self.saw_end = False  # since the server has ended its side
         self.left_at = None
+        self.heard_at = 0.0  # when bytes came last
         self.settled_at = 0.0  # when a request of ours was last done with, there or here
         self.half_closed = False
         self.silent = False  # we owe the body of a request, so that nothing can follow
@@ -265,6 +266,8 @@ class Client:
         link = self.link
         if self.left_at is not None or self.ended:
             return
+        if link.outbound:
+            self.heard_at = self.world.clock.now
         self.received += link.take(self.appetite())
         if link.outbound:
             self.on_outbound()
@@ -510,7 +513,7 @@ class Good(Client):
         """An idle connection is closed when a shutdown begins, not when it is over."""
         world = self.world
         if world.signals and self.prompt and not world.storm:
-            asked = max(world.signals[0][0], self.spoke_at, self.settled_at)
+            asked = max(world.signals[0][0], self.spoke_at, self.heard_at, self.settled_at)
             took = world.clock.now - asked - world.held_around(asked)
             if not any(ask.calls and not ask.settled for ask in self.asks):
                 world.check(

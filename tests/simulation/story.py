@@ -11,9 +11,11 @@ from selectserve.task import sleep
 from .apps import make_app
 from .checks import check_end, check_turn
 from .clients import KINDS
+from .talkers import Conversation, Talker
 from .world import Violation, World
 
 CLIENTS = 25  # in one world
+TALKERS = 3  # how often a WebSocket is wanted, beside the numbers in KINDS
 LIFESPANS = ("good", "good", "good", "unknown", "slow", "fails", "hangs", "fails at the end")
 
 
@@ -52,6 +54,7 @@ class Story:
         world.options = self.options
         world.busy = bool(self.options["limit_concurrency"] or self.options["limit_memory"])
         world.asks = {}
+        world.conversation = Conversation
         world.lifespan = self.lifespan
         world.nonsense = self.nonsense
         world.before_wait = self.before_wait
@@ -76,11 +79,12 @@ class Story:
     def invite(self, rng):
         """Draw the clients."""
         world = self.world
-        kinds = rng.choices(list(KINDS), list(KINDS.values()), k=CLIENTS)
+        kinds = rng.choices([*KINDS, Talker], [*KINDS.values(), TALKERS], k=CLIENTS)
         for number, kind in enumerate(kinds):
             client = kind(world, number)
             world.clients.append(client)
-            for ask in client.asks:
+            asks = [client.the_ask] if kind is Talker else client.asks
+            for ask in asks:
                 world.asks["/" + ask.tag] = ask
             client.step()
 

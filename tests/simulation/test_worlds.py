@@ -15,8 +15,10 @@ from selectserve.listener import Listener
 from selectserve.reactor import Deadline, Reactor
 from selectserve.response import ResponseWriter, plain_answer
 from selectserve.server import Server
+from selectserve.session import WebSocketSession
 from selectserve.task import Task, Waiter
 from selectserve.transport import Transport
+from selectserve.upgrade import WebSocketConnection
 
 from ..support import ROOT
 from .checks import count_left
@@ -168,6 +170,19 @@ def drain_hastily(self):
     return real_drain(self)
 
 
+def put_twice(self, text, data):
+    """Tell a message again."""
+    real_put(self, text, data)
+    real_put(self, text, data)
+
+
+def accept_afresh(self, message):
+    """Forget the frames that came before the accept."""
+    self.early = b""
+    real_accept(self, message)
+
+
+real_put, real_accept = WebSocketSession.put, WebSocketConnection.accept
 real_keep, real_lost = Transport.keep, Transport.lost
 real_complete = HTTPConnection.response_complete
 real_begin = ResponseWriter.begin
@@ -209,10 +224,17 @@ BREAKAGES = {
     "the lifespan is not shut down": (Lifespan, "put", lambda self, message: None),
     "the listener is not closed": (Listener, "close", never),
     "the listener never tries again": (Listener, "try_again", never),
+    "a WebSocket message is told twice": (WebSocketSession, "put", put_twice),
+    "frames before the accept are lost": (WebSocketConnection, "accept", accept_afresh),
+    "a silent WebSocket is not asked": (WebSocketConnection, "on_deadline", never),
+    "a lost WebSocket is not told": (WebSocketConnection, "connection_lost", never),
+    "a WebSocket is not closed": (WebSocketConnection, "finish", never),
+    "WebSockets stay at shutdown": (WebSocketConnection, "close_with", never),
     "cancelled timers are not counted": (Reactor, "forget_timer", never),
 }
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # in a world cut short
 @pytest.mark.parametrize("what", BREAKAGES)
 def test_a_broken_server_is_found_out(what, monkeypatch):
     owner, name, broken = BREAKAGES[what]

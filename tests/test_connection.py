@@ -1,0 +1,241 @@
+"""What a connection decides between its client and the app, in an exact world.
+
+The whole server, a clock that stands still, and clients that say exactly what is written here;
+what must hold for every conversation is in the simulation.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from selectserve.connection import PIPELINE_WATERMARK
+from selectserve.task import sleep
+from selectserve.transport import HIGH_WATERMARK, READ_SIZE
+
+from .test_deadlines import GET, Stage, about, hello
+
+HEAD = GET.replace(b"GET", b"HEAD")
+
+
+def watch(stage, measure):
+    """Return a list that grows by ``measure(connection)`` for each connection and turn."""
+    seen = []
+    stage.world.before_wait = lambda: seen.extend(map(measure, stage.world.service.connections))
+    return seen
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pause", [0, 0.01], ids=["at once", "after a moment"])
+def test_what_is_pipelined_ahead_is_bounded(pause):
+    """Also while the app goes on answering: each answer is no reason to read more than it took."""
+
+    async def app(scope, receive, send):
+        if pause:
+            await sleep(pause)
+        await hello(scope, receive, send)
+
+    stage = Stage(app)
+    buffered = watch(stage, lambda connection: connection.parser.buffered)
+    count = 10_000
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(GET * count)
+        yield 1000.0
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert len(visitor.statuses) == count
+    assert max(buffered) > PIPELINE_WATERMARK / 2, "it reads ahead"
+    assert max(buffered) <= PIPELINE_WATERMARK + 2 * READ_SIZE
+
+
+def test_answers_that_nobody_reads_do_not_pile_up():
+    """Each of two thousand pipelined requests wants a large answer, in one message."""
+    size = 100_000
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    stage = Stage(app, timeout_write=5.0)
+    unsent = watch(stage, lambda connection: connection.transport.out_size)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.reads = False
+        visitor.say(GET * 2000)
+        yield 0
+
+    stage.visit(script, capacity=1000)
+    stage.play()
+    assert 0 < max(unsent) <= HIGH_WATERMARK + size + 1000
+
+
+def test_a_body_nobody_takes_in_the_tiniest_chunks_is_bounded():
+    async def app(scope, receive, send):
+        await sleep(10)
+        while (await receive()).get("more_body"):
+            pass
+        await hello(scope, receive, send)
+
+    stage = Stage(app)
+    pieces = watch(stage, lambda one: len(one.cycle.pieces) if one.cycle else 0)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        visitor.say(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
+        yield 0
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert visitor.statuses == [200]
+    assert 0 < max(pieces) < 10_000
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [b"GET  / HTTP/1.1\r\n\r\n", b"GET / HT"], ids=["bad", "late"])
+def test_a_refusal_is_not_shaped_by_the_request_before(bad):
+    """Behind a HEAD, too, it has a body: nobody knows what the broken one was."""
+    stage = Stage(hello)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(HEAD + bad)
+        yield 0
+
+    visitor = stage.visit(script)
+    stage.play()
+    head, _, body = visitor.received.rpartition(b"\r\n\r\n")
+    assert visitor.statuses[0] == 200 and visitor.statuses[1] in (400, 408)
+    assert b"content-length: %d\r\n" % len(body) in head.rpartition(b"HTTP/1.1 ")[2]
+    assert len(body) > 10
+
+
+# -- the last answer arrives -----------------------------------------------------------------------
+
+
+async def says_close(scope, receive, send):
+    """End the connection, which the client does not expect."""
+    headers = [(b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"last words"})
+
+
+async def fails(scope, receive, send):
+    raise ZeroDivisionError
+
+
+async def breaks_off(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"last words", "more_body": True})
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("app", [says_close, fails, breaks_off])
+def test_a_client_that_goes_on_talking_can_read_the_last_answer(app):
+    """To close with unread input would be a reset, which destroys what was sent before."""
+    stage = Stage(app)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(GET)
+        for _ in range(10):
+            visitor.say(GET)
+            yield 0.1
+        visitor.link.hang_up()
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert len(visitor.statuses) == 1
+    assert not visitor.link.lost
+
+
+# -- the moment of a deadline ----------------------------------------------------------------------
+
+
+def test_a_request_that_came_while_the_reactor_was_held_is_answered():
+    """Its deadline is over, but it was we who did not look."""
+    second = None
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/first":
+            second.say(GET)  # comes in the very turn in which its deadline is over
+        await hello(scope, receive, send)
+
+    stage = Stage(app)
+
+    def idle(visitor):
+        visitor.connect()
+        yield 0
+
+    def busy(visitor):
+        yield 1.0
+        visitor.connect()
+        yield 4.0
+        visitor.say(GET.replace(b"/ ", b"/first "))
+
+    second = stage.visit(idle)
+    first = stage.visit(busy)
+    stage.play()
+    assert (first.statuses, second.statuses) == ([200], [200])
+    assert second.ended_at == about(10)
+
+
+@pytest.mark.parametrize("read_at", [2.0, 4.99, 5.0, 5.01, 7.0, 12.0])
+def test_a_client_is_idle_from_the_moment_on_in_which_it_has_read_its_answer(read_at):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 20_000})
+
+    stage = Stage(app)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.reads = False
+        visitor.say(GET)
+        yield read_at
+        visitor.reads = True
+        visitor.read()
+        yield 4.9  # seconds later it asks again, within its time
+        visitor.say(GET)
+
+    visitor = stage.visit(script, capacity=15_000)
+    stage.play()
+    assert (visitor.statuses, visitor.ended_at) == ([200, 200], about(read_at + 4.9 + 5))
+
+
+@pytest.mark.parametrize("rest", [b"5", b"5\r\nab", b"0\r\n"])
+def test_the_rest_of_a_chunked_body_is_not_mistaken_for_a_head(rest):
+    """The answer is complete: whatever is still missing, there is nothing to be said about it."""
+    stage = Stage(hello)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        yield 1.0
+        visitor.say(rest)
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert (visitor.statuses, visitor.ended_at) == ([200], about(5))
+
+
+def test_a_connection_is_idle_when_the_rest_of_a_chunked_body_has_come():
+    stage = Stage(hello)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5")
+        yield 1.0
+        visitor.say(b"\r\nabcde\r\n0\r\n\r\n")
+        yield 1.0
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert (visitor.statuses, visitor.ended_at) == ([200], about(1 + 5))
