@@ -82,6 +82,10 @@ SUITES = {
         ],
     ),
 }
+# What fails on our loop only, and why that is right.
+KNOWN = {
+    "tests.test_auto_detection::test_loop_auto": "asks for asyncio's own class, by its module",
+}
 
 
 def unpack(project: str, python: Path) -> Path:
@@ -158,8 +162,10 @@ def compare(project: str) -> int:
             say(f"fails on ours only, but not when run again: {name}")
             new.remove(name)
     for name in new:
-        say(f"fails on ours only: {name}")
-    say(f"fails on ours only: {len(new)}; the reports are {HOME.relative_to(ROOT)}/*.log")
+        say(f"fails on ours only: {name}{': ' + KNOWN[name] if name in KNOWN else ''}")
+    new = [name for name in new if name not in KNOWN]
+    say(f"fails on ours only, without a reason: {len(new)}")
+    say(f"the reports are {HOME.relative_to(ROOT)}/*.log")
     return 1 if new else 0
 
 
