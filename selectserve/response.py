@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from .grammar import MAX_CACHED_LINE, MAX_CACHED_LINES, SECRET, TOKEN
+from .grammar import MAX_CACHED_LINE, MAX_CACHED_LINES, SECRET, TOKEN, field_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class ResponseWriter:
         "status",
         "trailer_lines",
         "trailers",
+        "usual",
+        "whole",
     )
 
     def __init__(self, defaults: DefaultLines, lines: ResponseLines | None = None) -> None:
@@ -156,7 +158,9 @@ class ResponseWriter:
         self.head_only = False
         self.http_version = "1.1"
         self.keep_alive = True
+        self.usual = True  # HTTP/1.1, and the client wants a body
         self.declared: int | None = None  # the app's Content-Length
+        self.whole: int | None = None  # so much body in one piece is the whole usual answer
         self.left = 0
         self.status = 0
         self.trailers = False
@@ -170,8 +174,9 @@ class ResponseWriter:
     def begin(self, method: str, http_version: str, keep_alive: bool) -> None:
         """Expect the response to a request; forget the last one."""
         self.framing = "waiting"
-        self.head_only = method == "HEAD"
+        self.head_only = head_only = method == "HEAD"
         self.http_version = http_version
+        self.usual = http_version == "1.1" and not head_only
         self.keep_alive = keep_alive
 
     def start(
@@ -197,6 +202,8 @@ class ResponseWriter:
         else:
             lines, self.declared = known
             self.head = lines + self.defaults.server + self.defaults.date
+        bodiless = trailers or status == 204 or status == 304
+        self.whole = self.declared if self.usual and not bodiless else None
         self.status = status
         self.fault = ""
         self.framing = "held"
@@ -233,7 +240,7 @@ class ResponseWriter:
                 date = b""
             elif name == b"trailer" and self.trailers and self.accepts_trailers:
                 lines += b"trailer: " + value + b"\r\n"
-            elif name == b"connection" and b"close" in value.lower().replace(b" ", b"").split(b","):
+            elif name == b"connection" and b"close" in field_list([(name, value)], name):
                 self.keep_alive = False
         if status == 204 and self.declared is not None:
             lines = without_length(lines)
@@ -243,6 +250,9 @@ class ResponseWriter:
         """Frame a piece of the body; return what is to be written, the head first."""
         out: list[bytes] = []
         if self.framing == "held":
+            if len(data) == self.whole and self.keep_alive and not more:
+                self.framing = "complete"  # what take_head would find out, in a third of the time
+                return [self.head + b"\r\n", data]
             head, whole = self.take_head(len(data), more)
             if whole:
                 return [head, data]
