@@ -27,7 +27,8 @@ def options_table():
         if option.flag:
             shown = {True: "on", False: "off", None: "auto"}[default]
         else:
-            shown = "" if default in ("", None, -1) or default == [] else f"`{default}`"
+            shown = option.shown.split(", like")[0]
+            shown = shown and f"`{shown}`"
         name = option.flag_name
         if option.flag and default is True:
             name = f"{name}` / `--no-{option.flag_name[2:]}"
