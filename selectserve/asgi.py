@@ -13,7 +13,7 @@ from .errors import ClientDisconnected
 from .filesend import open_path, share_file
 from .grammar import field_list
 from .response import CONTINUE, check_pair
-from .task import thread_pool
+from .task import Parking, thread_pool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .filesend import FileSend
     from .http1 import Request
     from .response import ResponseWriter
-    from .task import Stepper, Waits
+    from .task import Stepper
     from .transport import Transport
 
     Message = dict[str, Any]
@@ -154,7 +154,7 @@ def with_request_id(
     return pairs
 
 
-class HTTPCycle:
+class HTTPCycle(Parking):
     """One request and its response: the ``receive`` and ``send`` of one call of the app."""
 
     __slots__ = (
@@ -177,7 +177,6 @@ class HTTPCycle:
         "task",
         "transport",
         "unanswered_expect",
-        "waiters",
         "writer",
     )
 
@@ -205,7 +204,7 @@ class HTTPCycle:
         self.unanswered_expect = request.expect_continue
         self.pieces: list[bytes] = []  # of the body, received and not yet delivered
         self.pieces_size = 0
-        self.waiters: list[Waits] = []  # one for each receive() or send() that waits
+        self.waiters = []  # of receive() and send()
         self.receiving = 0  # how many calls of receive() wait
         self.status = 0  # of the response, once it is started
         self.body_sent = 0
@@ -240,27 +239,10 @@ class HTTPCycle:
             self.input = "cut"
         self.release_waiters()
 
-    def release_waiters(self) -> None:
-        """Step on everyone who waits; each looks for itself whether it was meant."""
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
     @property
     def waits_for_client(self) -> bool:
         """True when the app has all of the request and waits in receive(): for a disconnect."""
         return self.input == "delivered" and self.receiving > 0
-
-    async def wait(self) -> None:
-        """Park until something has changed; one waiter a call, so that a cancel hits one."""
-        waiter = self.stepper.waiter()
-        self.waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self.waiters:
-                self.waiters.remove(waiter)
 
     @property
     def body_size(self) -> int:
@@ -290,13 +272,13 @@ class HTTPCycle:
                 return self.take_body()
             if self.unanswered_expect:  # RFC 9110 §10.1.1: now the body is wanted
                 self.unanswered_expect = False
-                if self.state == "waiting":
+                if self.state in ("waiting", "started"):  # a head held back is no answer yet
                     self.transport.write([CONTINUE])
             self.owner.body_wanted(self)
             if not self.disconnected:
                 self.receiving += 1
                 try:
-                    await self.wait()
+                    await self.park(self.stepper)
                 finally:
                     self.receiving -= 1
 
@@ -333,7 +315,7 @@ class HTTPCycle:
         while self.transport.writing_paused and self.state != "complete":
             if self.disconnected:
                 raise ClientDisconnected("the client is gone")
-            await self.wait()
+            await self.park(self.stepper)
 
     def refuse(self, kind: object) -> None:
         """Raise the sentence that teaches, or ignore what comes after the end."""
@@ -341,7 +323,7 @@ class HTTPCycle:
             return  # ASGI HTTP: "will be ignored"
         if kind not in HTTP_MESSAGES:
             raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response")
-        if self.state == "sending" and self.disconnected:
+        if self.disconnected:  # each time, also when the app went on after the first
             raise ClientDisconnected("the client is gone")
         allowed = " or ".join(key for key in HTTP_LIFECYCLE[self.state] if key in HTTP_PLAIN)
         allowed = allowed or "the send() before this one has not returned"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from .errors import ClientDisconnected
+from .task import Parking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from .asgi import Message, Scope
     from .http1 import Request
-    from .task import Stepper, Waits
+    from .task import Stepper
 
     SessionState = Literal["connecting", "denying", "open", "closed"]
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         def session_done(self, session: WebSocketSession, exc: BaseException | None) -> None: ...
 
 
-class WebSocketSession:
+class WebSocketSession(Parking):
     """One call of the app for one WebSocket, from ``websocket.connect`` to its disconnect."""
 
     __slots__ = (
@@ -48,7 +49,6 @@ class WebSocketSession:
         "state",
         "stepper",
         "task",
-        "waiters",
     )
 
     def __init__(
@@ -62,11 +62,11 @@ class WebSocketSession:
         self.inbox: deque[Message] = deque([{"type": "websocket.connect"}])
         self.disconnected: tuple[int, str] | None = None  # code and reason, once it is over
         self.gone = False  # the client went; else it was the app that closed
-        self.waiters: list[Waits] = []
+        self.waiters = []
         self.task: Any = None
 
     def __repr__(self) -> str:
-        return f"<WebSocketSession {self.scope['path']} {self.state}>"
+        return f"<WebSocketSession {self.request!r} {self.state}>"
 
     def put(self, text: str | None, data: bytes | None) -> None:
         """Give the app a message; exactly one of the two is not None."""
@@ -87,23 +87,6 @@ class WebSocketSession:
         """Count what the app has not received yet; a character of text as one byte."""
         return sum(len(m.get("bytes") or m.get("text") or "") for m in self.inbox)
 
-    def release_waiters(self) -> None:
-        """Step on everyone who waits; each looks for itself whether it was meant."""
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Park until something has changed; one waiter a call, so that a cancel hits one."""
-        waiter = self.stepper.waiter()
-        self.waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self.waiters:
-                self.waiters.remove(waiter)
-
     def on_done(self, exc: BaseException | None) -> None:
         """The app has returned, or raised ``exc``."""
         self.task = None
@@ -119,7 +102,7 @@ class WebSocketSession:
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
             self.owner.messages_wanted()
             if not self.inbox and self.disconnected is None:
-                await self.wait()
+                await self.park(self.stepper)
         return self.inbox.popleft()
 
     async def send(self, message: Message) -> None:
@@ -135,7 +118,7 @@ class WebSocketSession:
             return
         handler(self, message)
         while self.disconnected is None and self.owner.must_wait():
-            await self.wait()
+            await self.park(self.stepper)
 
     def refuse(self, kind: object) -> None:
         """Raise the sentence that teaches."""

@@ -329,14 +329,39 @@ def report_task(exc: BaseException | None) -> None:
         logging.getLogger("selectserve.error").error("a spawned task failed", exc_info=exc)
 
 
-class Event:
-    """A flag that tasks can wait for; once set it stays set until ``clear``."""
+class Parking:
+    """Where calls park until something has changed; each then looks whether it was meant."""
 
-    __slots__ = ("flag", "waiters")
+    __slots__ = ("waiters",)
 
     def __init__(self) -> None:
+        self.waiters: list[Waits] = []  # one for each call, so that a cancel hits one
+
+    def release_waiters(self) -> None:
+        """Step on everyone who waits here."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            release(waiter)
+
+    async def park(self, stepper: Stepper) -> None:
+        """Wait for the next ``release_waiters``."""
+        waiter = stepper.waiter()
+        self.waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+
+
+class Event(Parking):
+    """A flag that tasks can wait for; once set it stays set until ``clear``."""
+
+    __slots__ = ("flag",)
+
+    def __init__(self) -> None:
+        super().__init__()
         self.flag = False
-        self.waiters: list[Waits] = []
 
     def is_set(self) -> bool:
         """Tell whether the flag is set."""
@@ -345,9 +370,7 @@ class Event:
     def set(self) -> None:
         """Raise the flag and release all who wait; on the reactor's thread only."""
         self.flag = True
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            release(waiter)
+        self.release_waiters()
 
     def clear(self) -> None:
         """Lower the flag."""
@@ -356,13 +379,7 @@ class Event:
     async def wait(self) -> None:
         """Return at once if the flag is set, else when it is."""
         if not self.flag:
-            waiter = stepper_here().waiter()
-            self.waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self.waiters:
-                    self.waiters.remove(waiter)
+            await self.park(stepper_here())
 
 
 async def wait_readable(fileobj: int | socket.socket) -> None:
