@@ -62,6 +62,8 @@ def negotiate_deflate(offers: list[bytes]) -> DeflateParameters | None:
     except ImportError:
         return None
     for offer in offers:
+        if offer.count(b'"') % 2:
+            return None  # a comma inside quotes, which no token has: what follows is no offer
         name, *parameters = [part.strip(b" \t") for part in offer.split(b";")]
         if name == b"permessage-deflate":
             values = deflate_values(parameters)

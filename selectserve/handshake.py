@@ -115,8 +115,8 @@ def accept_head(
 ) -> bytes:
     """Return the head of the 101 answer (RFC 6455 §4.2.2).
 
-    ``headers`` are the app's, ``defaults`` are whole lines. Raise TypeError or ValueError for
-    what the app must not say.
+    ``headers`` are the app's, ``defaults`` are whole lines, but for those that it gives itself.
+    Raise TypeError or ValueError for what the app must not say.
     """
     lines = [
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
@@ -134,14 +134,18 @@ def accept_head(
         lines.append(b"Sec-WebSocket-Protocol: " + subprotocol.encode() + b"\r\n")
     if handshake.deflate is not None:
         lines.append(b"Sec-WebSocket-Extensions: " + handshake.deflate.answer + b"\r\n")
-    lines.append(defaults)
+    ours = len(lines)
     for pair in headers:
         name, value = check_pair(tuple(pair))
         lower = name.lower()
         if lower in OURS_IN_ACCEPT or lower.startswith(b"sec-websocket-"):
             hint = " (use 'subprotocol')" if lower == b"sec-websocket-protocol" else ""
             raise ValueError(f"header {name!r} of websocket.accept is the server's to set{hint}")
+        if lower in (b"server", b"date"):
+            kept = [line for line in defaults.splitlines(True) if not line.startswith(lower + b":")]
+            defaults = b"".join(kept)
         lines.append(name + b": " + value + b"\r\n")
+    lines.insert(ours, defaults)
     lines.append(b"\r\n")
     return b"".join(lines)
 

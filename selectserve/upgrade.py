@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 
 from .access import Exchange
-from .asgi import client_name, request_scope
+from .asgi import client_name, request_scope, with_request_id
 from .errors import Cancelled
 from .handshake import accept_head, read_handshake
 from .http1 import NEED_DATA
-from .logs import log_app_error
+from .logs import error_logger, log_app_error
 from .reactor import NEVER, Deadline
 from .response import ResponseWriter, plain_answer
 from .session import WebSocketSession
@@ -25,6 +25,8 @@ from .websocket import Binary, Close, Text, WebSocket, encode_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .asgi import Message
     from .http1 import Request
     from .service import Service
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
     from .transport import Transport
     from .websocket import WebSocketEvent
 
-HOLD_TIME = 1.0  # seconds for the app to answer what came before a broken frame
+HOLD_TIME = 1.0  # seconds for the app to answer what came before a close or a broken frame
 CLOSE_TIMEOUT = 10.0  # seconds for the client's half of the closing handshake
+FRAMES_READ = 131072  # at a time while frames are large: 64 KiB and its header in one go
 EARLY_WATERMARK = 65536  # bytes of frames kept until the app has accepted
 
 
@@ -52,6 +55,7 @@ class WebSocketConnection:
         "handshake",
         "held",
         "machine",
+        "request_id",
         "service",
         "session",
         "transport",
@@ -64,15 +68,14 @@ class WebSocketConnection:
         self.handshake = read_handshake(request, deflate=service.ws_deflate)
         self.service = service
         self.transport = transport
-        self.held: Close | None = None  # a failure that the app's last answers go before
+        self.held: Close | None = None  # the end, which the app's last answers go before
         self.full = False  # the session holds as many messages as it may
         self.early = rest  # frames that came before the app accepted
         self.machine: WebSocket | None = None
         self.writer: ResponseWriter | None = None  # of an answer instead of a 101
         self.awaited = "app"  # -> data | pong | close: what the deadline is for
         self.deadline = Deadline(service.reactor, self.on_deadline)
-        if service.request_ids is not None:
-            service.request_ids.give(request)
+        self.request_id = b"" if service.request_ids is None else service.request_ids.give(request)
         root_path, state = service.root_path, service.state
         scope = request_scope(request, transport, root_path, state, "websocket")
         scope["type"] = "websocket"
@@ -116,7 +119,11 @@ class WebSocketConnection:
             return
         if self.awaited != "close":
             self.wait_for("data", self.service.ws_ping_interval)  # any byte is a sign of life
-        self.transport.read_size = LARGE_READ if len(data) >= READ_SIZE else READ_SIZE
+        left = self.machine.left  # of the frame that this goes on with
+        if len(data) >= READ_SIZE:
+            self.transport.read_size = LARGE_READ if left > LARGE_READ else FRAMES_READ
+        elif not left:  # this is not the end of a large frame, behind which comes another
+            self.transport.read_size = READ_SIZE
         self.machine.receive_data(data)
         self.pump()
 
@@ -130,6 +137,8 @@ class WebSocketConnection:
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed: tell the app, release everything."""
         self.deadline.close()
+        if self.held is not None:
+            self.session.disconnect(self.held.code, self.held.reason)
         self.session.disconnect(1006, "")
         self.service.connections.discard(self)
         if self.service.on_change is not None:
@@ -145,7 +154,8 @@ class WebSocketConnection:
     def resume_writing(self) -> None:
         """There is room again."""
         self.session.release_waiters()
-        self.messages_wanted()
+        if self.held is None:  # else the end is for receive to ask for
+            self.messages_wanted()
 
     # -- frames to messages --------------------------------------------------------------------
 
@@ -170,7 +180,7 @@ class WebSocketConnection:
             elif type(event) is Binary:
                 session.put(None, event.data)
             elif type(event) is Close:
-                if event.failure and inbox and session.state == "open":
+                if inbox and session.state == "open" and event.code != 1006:
                     self.hold(event)
                 else:
                     self.end(event)
@@ -185,7 +195,7 @@ class WebSocketConnection:
         return event
 
     def hold(self, close: Close) -> None:
-        """Let the app answer what came before a broken frame; then the failure goes out."""
+        """Let the app answer what came before the close, or a broken frame; then ours goes out."""
         self.held = close
         self.transport.pause_reading()
         self.wait_for("close", HOLD_TIME)
@@ -238,7 +248,7 @@ class WebSocketConnection:
         head = accept_head(
             self.handshake,
             message.get("subprotocol"),
-            message.get("headers", ()),
+            self.identified(message.get("headers", ())),
             defaults.server + defaults.date,
         )
         service = self.service
@@ -257,10 +267,15 @@ class WebSocketConnection:
         """Answer 403: the app closed before it accepted."""
         self.refuse(403, "Forbidden")
 
+    def identified(self, headers: Any) -> Any:
+        """Return ``headers`` with the request's id among them, when requests have one."""
+        return with_request_id(headers, self.request_id) if self.request_id else headers
+
     def refuse(self, status: int, text: str) -> None:
         """Answer the handshake with an error of our own."""
         self.service.renew_date()
-        self.transport.write([plain_answer(status, text, self.service.defaults)])
+        headers = [(b"x-request-id", self.request_id)] if self.request_id else []
+        self.transport.write([plain_answer(status, text, self.service.defaults, False, headers)])
         self.log(status)
         self.finish(True)
 
@@ -270,14 +285,16 @@ class WebSocketConnection:
         writer.begin("GET", "1.1", keep_alive=False)
         if "status" not in message:
             raise TypeError("websocket.http.response.start needs a status")
-        writer.start(message["status"], message.get("headers", ()))
+        writer.start(message["status"], self.identified(message.get("headers", ())))
         self.writer = writer
 
     def deny_body(self, message: Message) -> bool:
         """Write a piece of that answer; True when it was the last."""
         assert self.writer is not None
-        more = bool(message.get("more_body", False))
-        self.transport.write(self.writer.send(bytes(message.get("body", b"")), more))
+        more, body = bool(message.get("more_body", False)), message.get("body", b"")
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            raise TypeError(f"websocket.http.response.body: 'body' must be bytes, not {body!r:.40}")
+        self.transport.write(self.writer.send(bytes(body), more))
         if not more:
             self.log(self.writer.status)
             self.finish(True)
@@ -287,7 +304,7 @@ class WebSocketConnection:
         """Send a message of the app's."""
         machine = self.machine
         assert machine is not None
-        if self.held is not None:  # the machine has failed, and its close frame comes behind this
+        if self.held is not None:  # the machine has ended, and its close frame comes behind this
             first, payload = (0x82, data or b"") if text is None else (0x81, text.encode())
             self.transport.write(list(encode_frame(first, payload)))
             return
@@ -316,15 +333,20 @@ class WebSocketConnection:
             service.on_change()
         if exc is not None:
             hint = session.stepper.explain(exc)
-            log_app_error(exc, f"WebSocket {session.scope['path']}", hint)
+            path = session.request.raw_path.decode("latin-1")  # the app may have changed its scope
+            log_app_error(exc, f"WebSocket {path}", hint)
         if session.state == "open":
             failed = exc is not None and not isinstance(exc, Cancelled)
             self.close_with(1012 if service.draining else 1011 if failed else 1000)
-        elif session.state == "connecting":
-            self.refuse(500, "Internal Server Error")
-            session.disconnect(1006, "")
-        elif session.state == "denying":
-            self.transport.abort()  # a clean end could look like a complete answer
+        elif session.state in ("connecting", "denying"):
+            if self.writer is not None and self.writer.framing != "held":
+                self.transport.abort()  # a clean end could look like a complete answer
+            else:
+                if exc is None:
+                    path = session.request.raw_path.decode("latin-1")
+                    error_logger.error("the app returned without an answer: WebSocket %s", path)
+                self.refuse(500, "Internal Server Error")
+                session.disconnect(1006, "")
 
     def close_with(self, code: int) -> None:
         """Close from the server's side."""
@@ -351,7 +373,8 @@ class WebSocketConnection:
         elif self.awaited == "data":
             machine.send_ping()
             self.write_out()
-            self.wait_for("pong", self.service.ws_ping_timeout)
+            timeout = self.service.ws_ping_timeout  # 0: nobody waits, but we keep asking
+            self.wait_for("pong" if timeout else "data", timeout or self.service.ws_ping_interval)
         else:
             self.service.complaints.log(
                 logging.INFO,

@@ -366,8 +366,7 @@ class WebSocket:
     def check_size(self, first: int, length: int) -> str:
         """Say why a message grows too large with this frame, before it is read, or nothing."""
         limit = self.max_size
-        compressed = self.compressed if self.opcode else first & RSV1
-        if compressed:
+        if self.compressed if self.opcode else first & RSV1:
             limit += limit // 64 + 64  # deflate may add a little to what it cannot compress
         if self.declared + length > limit:
             return f"a message of more than {self.max_size} bytes"
@@ -444,12 +443,13 @@ class WebSocket:
             if self.unfinished:
                 start -= len(self.unfinished)
                 data = self.unfinished + data
+            if data[-2:-1] == b"\xed" and data[-1] > 0x9F:
+                data = data + b"\x80"  # half a surrogate, of which CPython would await the rest
             try:
                 used = utf_8_decode(data, "strict", False)[1]
             except UnicodeDecodeError as exc:
-                return self.fail(
-                    1007, f"text is not UTF-8: {exc.reason} at byte {start + exc.start}"
-                )
+                at = start + exc.start
+                return self.fail(1007, f"text is not UTF-8: {exc.reason} at byte {at}")
             self.unfinished = bytes(data[used:])
         return None
 

@@ -75,6 +75,23 @@ async def ws_deny(scope, receive, send):
     seen["deny"] = [await receive(), errors]
 
 
+async def ws_deny_wrong(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.http.response.start", "status": 402})
+    refused = []
+    for body in ("text", 5, None):
+        try:
+            await send({"type": "websocket.http.response.body", "body": body})
+        except TypeError as exc:
+            refused.append(type(exc).__name__)
+    await send({"type": "websocket.http.response.body", "body": " ".join(refused).encode()})
+
+
+async def ws_deny_no_body(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.http.response.start", "status": 402})
+
+
 async def ws_raise_before(scope, receive, send):
     raise ValueError("before accept")
 
@@ -174,3 +191,18 @@ async def ws_deaf(scope, receive, send):
     while (await receive())["type"] == "websocket.receive":
         count += 1
     seen["deaf"] = count
+
+
+async def ws_deaf_until_left(scope, receive, send):
+    """Send until the client is gone, and only then receive."""
+    from selectserve import sleep
+
+    await receive()
+    await send({"type": "websocket.accept"})
+    try:
+        while True:
+            await send({"type": "websocket.send", "text": ""})
+            await sleep(0.01)
+    except OSError:
+        messages = [await receive(), await receive()]
+        seen["deaf_until_left"] = [messages[0]["text"], messages[1]["code"], messages[1]["reason"]]

@@ -224,7 +224,19 @@ def test_offers_over_several_lines():
     assert read_handshake(event, deflate=False).deflate is None
 
 
-@pytest.mark.parametrize("value", ["permessage-deflate;;", '";,=', ";", "=,=", "\xff", "a" * 5000])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "permessage-deflate;;",
+        '";,=',
+        ";",
+        "=,=",
+        "\xff",
+        "a" * 5000,
+        'x; a="1, permessage-deflate, 2"',
+        'x; a="1, permessage-deflate',
+    ],
+)
 def test_no_extension_field_is_an_error(value):
     handshake = read_handshake(request(sec_websocket_extensions=value), deflate=True)
     assert handshake.deflate is None
@@ -267,6 +279,14 @@ def test_headers_of_the_app_keep_their_order_and_number(handshake):
         ("x-b", ""),
         ("Set-Cookie", "b=2; \xff"),
     ]
+
+
+def test_a_default_that_the_app_gives_itself_is_not_said_twice(handshake):
+    pairs = [(b"Date", b"never"), (b"x-date", b"1")]
+    head = accept_head(handshake, None, pairs, b"date: today\r\nserver: s\r\n")
+    assert head_lines(head)[1][3:] == [("server", "s"), ("Date", "never"), ("x-date", "1")]
+    head = accept_head(handshake, None, [(b"server", b"mine")], b"server: s\r\ndate: today\r\n")
+    assert head_lines(head)[1][3:] == [("date", "today"), ("server", "mine")]
 
 
 def test_headers_may_be_lists_from_any_iterable(handshake):

@@ -281,6 +281,7 @@ def test_messages_before_a_close_are_delivered(client):
         (encode(CLOSE, b"\x03\xed"), 1002),
         (encode(TEXT, b"\xff"), 1007),
         (encode(TEXT, b"\xed\xa0\x80"), 1007),
+        (encode(TEXT, b"ok\xed\xa0", fin=False), 1007),  # no third byte makes it valid
         (encode(CLOSE, b"\x03\xe8\xff"), 1007),
     ],
 )
@@ -298,6 +299,32 @@ def test_what_came_before_a_broken_frame_is_answered(client):
     assert client.read_close()[0] == 1002
 
 
+def test_what_came_before_a_close_is_answered(server, client):
+    opened(client)
+    client.send(encode(TEXT, b"a") + encode(PING, b"p") + encode(TEXT, b"b"))
+    client.send(encode(TEXT, b"c") + encode(CLOSE, b"\x0f\xa0bye"))
+    frames = [client.read_frame()[:2] for _ in range(5)]
+    assert [frame for frame in frames if frame[0] == TEXT] == [
+        (TEXT, b"a"),
+        (TEXT, b"b"),
+        (TEXT, b"c"),
+    ]
+    assert (PONG, b"p") in frames and frames[-1] == (CLOSE, b"\x0f\xa0")
+    assert client.is_closed()
+    expected = {"type": "websocket.disconnect", "code": 4000, "reason": "bye"}
+    assert last(server, "echo") == [expected, expected]
+
+
+def test_a_close_is_answered_although_the_app_hears_nothing(server, client):
+    opened(client, "/deaf-until-left")
+    client.send(encode(TEXT, b"a") + encode(CLOSE, b"\x0f\xa0bye"))
+    while (frame := client.read_frame()) == (TEXT, b"", False):
+        pass
+    assert frame == (CLOSE, b"\x0f\xa0", False)
+    assert client.is_closed()
+    assert last(server, "deaf_until_left") == ["a", 4000, "bye"]
+
+
 def test_close_before_accept_is_403(server, client):
     response = client.shake("/refuse")
     assert response.status == 403 and response.complete
@@ -313,11 +340,18 @@ def test_denial_response(server, client):
     assert message["type"] == "websocket.disconnect" and len(errors) == 1
 
 
-@pytest.mark.parametrize("path", ["/raise-before", "/return-before"])
-def test_no_answer_by_the_app_is_500(client, path):
+def test_a_body_that_is_not_bytes_is_refused(client):
+    response = client.shake("/deny-wrong")
+    assert (response.status, response.body) == (402, b"TypeError TypeError TypeError")
+    assert client.is_closed()
+
+
+@pytest.mark.parametrize("path", ["/raise-before", "/return-before", "/deny-no-body"])
+def test_no_answer_by_the_app_is_500(server, client, path):
     response = client.shake(path)
     assert response.status == 500 and response.complete
     assert client.is_closed()
+    server.wait_for_log(rf"the app (failed|returned without an answer): WebSocket {path}$")
 
 
 @pytest.mark.parametrize("path, code", [("/raise-after", 1011), ("/return-after", 1000)])
@@ -427,6 +461,20 @@ def test_silence_is_asked_and_then_closed():
             assert client.read_frame()[0] == PING  # asked again, and not answered this time
             assert client.read_close()[0] == 1011
             server.wait_for_log("1011, no byte for 0.2 s after a ping")
+
+
+def test_without_a_timeout_it_is_asked_again_and_again():
+    arguments = ("--ws-ping-interval", "0.05", "--ws-ping-timeout", "0")
+    with Server("tests.apps_websocket:app", *arguments) as server:
+        with WebSocketClient(server.address) as client:
+            opened(client)
+            assert [client.read_frame()[0] for _ in range(3)] == [PING] * 3
+            client.send(encode(TEXT, b"here"))
+            while True:
+                frame = client.read_frame()
+                if frame[0] != PING:
+                    break
+            assert frame[:2] == (TEXT, b"here")
 
 
 def test_shutdown_is_1012():
