@@ -61,8 +61,9 @@ class SpawnedTask:
             if isinstance(exc, self.stepper.cancelled_error):
                 self.end(Cancelled())
                 raise  # the Task has to see it
-            if isinstance(exc, GeneratorExit):  # thrown away with its loop
-                raise
+            stepper = self.stepper
+            if isinstance(exc, GeneratorExit) and stepper.current_task(stepper.loop) is None:
+                raise  # thrown away with its loop; else it is the app's own
             self.end(exc)
         else:
             self.end(None)

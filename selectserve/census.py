@@ -6,7 +6,7 @@ a connection knows nothing of it, and pays nothing for it.
 
 from __future__ import annotations
 
-from .connection import HTTPConnection
+from .connection import HTTPConnection, asked_for
 from .logs import printable
 from .narrator import parked_at, place_of
 from .reactor import NEVER
@@ -103,9 +103,9 @@ def unfinished_requests(service: Service) -> str:
     here = [cycle for cycle in cycles if cycle is not None]
     if here:
         oldest = min(here, key=lambda cycle: cycle.started_at)
-        path = printable(oldest.scope["path"])[:MAX_TARGET]
+        asked = asked_for(oldest.request)[:MAX_TARGET]
         age = service.reactor.clock() - oldest.started_at
-        text += f" (the oldest {oldest.request.method} {path}, {age:.1f} s)"
+        text += f" (the oldest {asked}, {age:.1f} s)"
     return text
 
 

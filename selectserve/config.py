@@ -570,15 +570,16 @@ def environment_values(environ: Mapping[str, str] | None = None) -> dict[str, An
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for option in all_options():
-        text = environ.get(option.variable)
-        if text is None and option.also:
-            text = environ.get(option.also)
+        variable = option.variable
+        if variable not in environ and option.also:
+            variable = option.also
+        text = environ.get(variable)
         if text is not None and not option.code_only:
             if option.repeat:
                 parts = filter(None, map(str.strip, text.split(",")))
                 values[option.name] = [
-                    item for part in parts for item in option.read(part, option.variable)
+                    item for part in parts for item in option.read(part, variable)
                 ]
             else:
-                values[option.name] = option.read(text, option.variable)
+                values[option.name] = option.read(text, variable)
     return values

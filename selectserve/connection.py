@@ -11,7 +11,6 @@ for whatever it waits for now; while it waits for nothing but the app, none.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 from .access import Exchange, log_exchange
@@ -339,8 +338,7 @@ class HTTPConnection:
 
     def response_broken(self, cycle: HTTPCycle, reason: str) -> None:
         """The rest of a response cannot be had: end it in its middle, and say why."""
-        request = cycle.request
-        error_logger.error("%s: %s %s", printable(reason), request.method, cycle.scope["path"])
+        error_logger.error("%s: %s", printable(reason), asked_for(cycle.request))
         if cycle is self.cycle:
             self.cut()
 
@@ -366,23 +364,24 @@ class HTTPConnection:
         if exc is not None:
             hint = cycle.stepper.explain(exc)
             tag = cycle.request_id and f" [{cycle.request_id.decode()}]"
-            log_app_error(exc, f"{cycle.request.method} {cycle.scope['path']}{tag or ''}", hint)
+            log_app_error(exc, f"{asked_for(cycle.request)}{tag or ''}", hint)
         if cycle.state == "complete" or cycle is not self.cycle:
             return
         if cycle.disconnected and not service.draining:  # the client has ended its side
             self.cut()
             return
-        if exc is None and not cycle.disconnected:
+        cancelled = isinstance(exc, Cancelled)  # by us only at shutdown
+        if not cycle.disconnected and (exc is None or (cancelled and not service.draining)):
             error_logger.error(
-                "the app returned %s: %s %s",
+                "the app %s %s: %s",
+                "was cancelled" if cancelled else "returned",
                 "without a response"
                 if cycle.state in ("waiting", "started")
                 else "in mid-response",
-                cycle.request.method,
-                printable(cycle.scope["path"]),
+                asked_for(cycle.request),
             )
         if cycle.state in ("waiting", "started"):
-            if cycle.disconnected or isinstance(exc, Cancelled):  # we are shutting down
+            if service.draining and (cycle.disconnected or cancelled):
                 self.answer(503, "Shutting down", cycle.request)
             else:
                 self.answer(500, "Internal Server Error", cycle.request)
@@ -393,12 +392,16 @@ class HTTPConnection:
 
     def refuse(self, exc: ProtocolError) -> None:
         """Answer a broken request, and never read on: the one place for ProtocolError."""
+        import logging  # which was loaded with the server, but is not needed to import this
+
         level = logging.DEBUG if self.eof else logging.WARNING
         self.service.complaints.log(level, f"{self.transport.peer_name}: {exc.status} {exc.reason}")
         request = self.parser.request
         cycle = self.cycle
         if cycle is not None and self.writer.framing not in ("waiting", "held"):
             self.cut()
+        elif self.awaited == "rest":
+            self.finish(True)  # it has its answer: a second one would pass for the next request's
         else:
             self.answer(exc.status, exc.reason, request, exc.headers)
         if cycle is not None:
@@ -414,6 +417,8 @@ class HTTPConnection:
         """Send an answer of our own, the last one of this connection."""
         cycle, self.cycle = self.cycle, None
         self.service.renew_date()
+        if self.service.request_ids is not None and request.method:  # the one it has, or a new one
+            headers = [*headers, (b"x-request-id", self.service.request_ids.give(request))]
         head_only = request.method == "HEAD"
         if self.transport.state == "open":
             self.transport.write(
@@ -535,6 +540,11 @@ class HTTPConnection:
                 access_log.write(cycle.access_line(now) + left)
             else:
                 access_log.write(access_log.form.line(cycle_exchange(cycle, now, gone)))
+
+
+def asked_for(request: Request) -> str:
+    """Name a request in the log, as it came: the app may have done anything to its scope."""
+    return f"{request.method} {request.raw_path.decode('latin-1')}"
 
 
 def cycle_exchange(cycle: HTTPCycle, now: float, left: bool) -> Exchange:

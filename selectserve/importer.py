@@ -30,7 +30,8 @@ def load_app(target: Any, app_dir: str = ".", factory: bool = False) -> Any:
     """Return the app that ``target`` names; raise ConfigError (exit code 1)."""
     if isinstance(target, str):
         module_name, colon, attribute = target.partition(":")
-        if not colon or not module_name or not attribute:
+        is_path = "/" in module_name or "\\" in module_name or module_name.startswith(".")
+        if not colon or not module_name or not attribute or is_path:
             raise ConfigError(
                 f"app {target!r} must be written module:attribute, for example main:app"
             )
@@ -91,6 +92,8 @@ def is_coroutine_function(function: Any) -> bool:
     """Tell whether calling ``function`` makes a coroutine."""
     while hasattr(function, "func") and not hasattr(function, "__code__"):  # functools.partial
         function = function.func
+        if not hasattr(function, "__code__") and hasattr(type(function).__call__, "__code__"):
+            function = type(function).__call__  # of an object that is called like a function
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None)
     return bool(code is not None and code.co_flags & COROUTINE_FUNCTION)

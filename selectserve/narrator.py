@@ -120,7 +120,9 @@ def describe_message(message: Any) -> str:
     try:
         words = [str(message.get("type"))]
         if "status" in message:
-            words.append(f"{message['status']}, {len(list(message.get('headers', ())))} headers")
+            headers = message.get("headers", ())
+            number = len(headers) if hasattr(headers, "__len__") else "some"  # may be read once
+            words.append(f"{message['status']}, {number} headers")
         elif "body" in message or message.get("type") in ("http.response.body", "http.request"):
             words.append(f"{len(message.get('body', b''))} bytes")
         elif message.get("text") is not None:

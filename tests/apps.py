@@ -8,6 +8,7 @@ to the test through stderr (``note``), tagged with the query string, or in the r
 from __future__ import annotations
 
 import contextvars
+import functools
 import http
 import sys
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -162,15 +163,15 @@ async def streaming_messages(scope, receive, send):
 
 @route
 async def wait_disconnect(scope, receive, send):
-    """Read the body, note what comes behind it (twice), then try to answer (twice)."""
+    """Read the body, note what comes behind it (twice), then try to answer, with both messages."""
     await read_body(receive)
     note(scope, "waiting")
     for _ in range(2):
         note(scope, repr(await receive()))
     start = {"type": "http.response.start", "status": 200, "headers": []}
-    for _ in range(2):
+    for message in (start, {"type": "http.response.body"}):
         try:
-            await send(start)
+            await send(message)
             note(scope, "sent")
         except OSError as exc:
             note(scope, "OSError", type(exc).__name__)
@@ -338,6 +339,39 @@ async def raise_before(scope, receive, send):
 
 
 @route
+async def raise_with_empty_scope(scope, receive, send):
+    scope.clear()
+    raise ValueError("SECRET of the app")
+
+
+@route
+async def return_with_empty_scope(scope, receive, send):
+    scope.clear()
+
+
+@route
+async def raise_cancelled(scope, receive, send):
+    """What an app that cancels its own work may let escape; nobody else has cancelled it."""
+    from selectserve import Cancelled
+
+    raise Cancelled
+
+
+@route
+async def read_with_empty_scope(scope, receive, send):
+    note(scope, "begun")
+    scope.clear()
+    await respond(send, await read_body(receive))
+
+
+@route
+async def start_then_read(scope, receive, send):
+    """Send the head, which is held back, before the body is read."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": await read_body(receive)})
+
+
+@route
 async def raise_after_start(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     raise ValueError("SECRET of the app")
@@ -366,6 +400,12 @@ async def raise_after_reading(scope, receive, send):
 @route
 async def raise_system_exit(scope, receive, send):
     raise SystemExit(7)
+
+
+@route
+async def raise_generator_exit(scope, receive, send):
+    await Turn()
+    raise GeneratorExit
 
 
 @route
@@ -585,6 +625,8 @@ class CallableInstance:
 
 callable_instance = CallableInstance()
 bound_method = callable_instance.method
+partial_function = functools.partial(app)
+partial_instance = functools.partial(callable_instance)
 not_callable = 42
 
 

@@ -86,9 +86,15 @@ async def leave(options, receive):
     os._exit(int(options["code"]))
 
 
+async def managed(options, receive):
+    """Say what is known of a service manager."""
+    return [name for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC") if name in os.environ]
+
+
 async def leak(options, receive):
     LEAK.append(bytearray(os.urandom(1 << 20) * int(options["megabytes"])))
     return os.getpid()
 
 
-APPS = {function.__name__: function for function in (pid, upload, block, busy, crash, leave, leak)}
+FUNCTIONS = (pid, upload, block, busy, crash, leave, managed, leak)
+APPS = {function.__name__: function for function in FUNCTIONS}

@@ -51,13 +51,15 @@ def scope_of(client, target="/scope", *headers, **options):
     [
         ("callable_instance", ()),
         ("bound_method", ()),
+        ("partial_function", ()),
+        ("partial_instance", ()),
         ("callable_instance.method", ()),
         ("make_app", ("--factory",)),
         ("plain_function", ("--interface", "asgi3")),
     ],
 )
 def test_shapes_of_asgi_3_apps(serve, app, more):
-    """AP-06, AP-09: functions, instances, methods, dotted names, factories."""
+    """AP-06, AP-09: functions, instances, methods, partials, dotted names, factories."""
     with serve(f"tests.apps:{app}", *more).connect() as client:
         assert client.get("/hello").body == b"hello"
         assert scope_of(client)["asgi"]["version"] == "3.0"
@@ -348,7 +350,10 @@ def test_a_body_is_streamed(server, client, tag):
 
 @pytest.mark.parametrize("end", ["close", "reset", "half_close"])
 def test_receive_waits_for_the_disconnect(server, tag, end):
-    """RX-06, RX-09, TX-22: nothing behind the body until the client is gone; then repeated."""
+    """RX-06, RX-09, TX-22: nothing behind the body until the client is gone; then repeated.
+
+    And an OSError each time, also for the body of an answer whose start has failed that way.
+    """
     with server.connect() as client:
         client.request("POST", f"/wait_disconnect?{tag}", body=b"abc")
         server.wait_for_log(f"APP {tag} waiting")
@@ -527,6 +532,35 @@ def test_an_exception_before_the_body_is_a_500(server, client, path):
     assert "selectserve/" not in log, "our own lines are not the user's business"
 
 
+def test_an_app_may_do_anything_to_its_scope(server, client, tag):
+    """ER-01, ER-02, ER-12: what is logged of a request does not come from there."""
+    plain_500(client.get("/raise_with_empty_scope"))
+    server.wait_for_log("the app failed: GET /raise_with_empty_scope")
+    with server.connect() as other:
+        plain_500(other.get("/return_with_empty_scope"))
+    server.wait_for_log("the app returned without a response: GET /return_with_empty_scope")
+
+
+def test_shutdown_with_a_request_whose_scope_is_empty(serve, tag):
+    """ER-12: naming the oldest request must not end the drain."""
+    server = serve(*SERVED)
+    with server.connect() as client:
+        client.send(f"POST /read_with_empty_scope?{tag} HTTP/1.1\r\nHost: a\r\n".encode())
+        client.send(b"Content-Length: 3\r\n\r\n")
+        server.wait_for_log(f"APP {tag} begun")
+        server.send_signal()
+        server.wait_for_log(r"the oldest POST /read_with_empty_scope, \d")
+        client.send(b"abc")
+        assert client.read_response().body == b"abc"
+    assert server.wait() == 0
+
+
+def test_an_app_that_cancels_itself_is_a_500(server, client):
+    """ER-01, ER-04: only at shutdown it is the server that cancels, and answers 503."""
+    plain_500(client.get("/raise_cancelled"))
+    server.wait_for_log("the app was cancelled without a response: GET /raise_cancelled")
+
+
 @pytest.mark.parametrize("path", ["/return_before", "/return_after_start"])
 def test_returning_without_a_response_is_a_500(server, client, path):
     """ER-08."""
@@ -567,9 +601,14 @@ def test_a_complete_response_stays_complete(client, path):
     assert client.get("/hello").body == b"hello"
 
 
-def test_system_exit_does_not_stop_the_server(server, client):
+@pytest.mark.parametrize("loop", ["native", "asyncio"])
+@pytest.mark.parametrize("path", ["/raise_system_exit", "/raise_generator_exit"])
+def test_system_exit_does_not_stop_the_server(module_serve, loop, path):
     """ER-13."""
-    plain_500(client.get("/raise_system_exit"))
+    server = module_serve(*SERVED, "--loop", loop)
+    for _ in range(2):
+        with server.connect() as client:
+            plain_500(client.get(path))
     with server.connect() as other:
         assert other.get("/hello").body == b"hello"
 

@@ -157,6 +157,8 @@ def test_an_inherited_descriptor():
         ("tests.apps", ["tests.apps", "module:attribute"]),
         ("tests.apps:", ["module:attribute"]),
         (":app", ["module:attribute"]),
+        ("./tests/apps.py:app", ["./tests/apps.py:app", "module:attribute"]),
+        (".apps:app", ["module:attribute"]),
         ("tests.apps:not_callable", ["not_callable", "callable"]),
     ],
 )

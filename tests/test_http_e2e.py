@@ -269,6 +269,16 @@ def test_a_large_unread_chunked_body_closes_the_connection(client):
     assert client.read_until_close() == b""
 
 
+@pytest.mark.parametrize("rest", [b"zz\r\n" + TAIL, b"5\r\nabcdeXX" + TAIL, b"5\r\nab", b""])
+def test_a_broken_rest_of_an_unread_body_has_no_second_answer(client, rest):
+    """It would pass for the answer to the next request; the close says enough (§9.3)."""
+    client.send(b"POST /unread HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert client.read_response().body == b"unread"
+    client.send(rest)
+    client.half_close()
+    assert client.read_until_close() == b""
+
+
 # -- Expect, upgrade, persistence -----------------------------------------------------------------
 
 EXPECT = b"POST /%s HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
@@ -280,6 +290,15 @@ def test_100_continue_when_the_app_reads(client):
     client.send(b"abc")
     response = client.read_response()
     assert response.body == b"abc" and not response.interim
+    assert client.get("/hello").body == b"hello"
+
+
+def test_100_continue_when_the_app_reads_behind_its_start(client):
+    """The head is held back for the first piece of the body: it does not stand for the 100."""
+    client.send(EXPECT % b"start_then_read")
+    assert client.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.send(b"abc")
+    assert client.read_response().body == b"abc"
     assert client.get("/hello").body == b"hello"
 
 

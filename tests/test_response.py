@@ -106,7 +106,7 @@ def test_what_is_beyond_the_length_is_never_written():
     assert "more" in writer.fault and not writer.keep_alive
 
 
-@pytest.mark.parametrize("value", [b"close", b"Close", b"x,close", b"x, CLOSE ,y"])
+@pytest.mark.parametrize("value", [b"close", b"Close", b"x,close", b"x, CLOSE ,y", b"x,\tclose"])
 def test_close_from_the_app(value):
     writer = begun()
     response = RecordedClient(write(writer, [b""], headers=[(b"Connection", value)]))

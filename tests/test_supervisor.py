@@ -162,7 +162,7 @@ def test_wrong_numbers():
     done = run_server(*APP, "--workers", "0")
     assert done.returncode == 2 and "--workers" in done.stderr
     done = run_server(*APP, env={**os.environ, "WEB_CONCURRENCY": "many"})
-    assert done.returncode == 2 and "SELECTSERVE_WORKERS" in done.stderr
+    assert done.returncode == 2 and "WEB_CONCURRENCY" in done.stderr
 
 
 def test_a_unix_socket_is_removed_at_the_end_only(serve, tmp_path):
@@ -176,14 +176,18 @@ def test_a_unix_socket_is_removed_at_the_end_only(serve, tmp_path):
     assert not os.path.exists(path)
 
 
-def test_the_service_manager_hears_of_the_supervisor_only(serve, tmp_path):
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_the_service_manager_hears_of_the_supervisor_only(serve, tmp_path, start):
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(path)
         notify.settimeout(DEADLINE)
-        server = serve(*APP, "--workers", "2", env={"NOTIFY_SOCKET": path})
+        environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "600000000"}
+        server = serve(*APP, "--workers", "2", "--worker-start", start, env=environ)
         ready = notify.recv(1000).decode()
         assert "READY=1" in ready and f"MAINPID={server.process.pid}" in ready
+        assert notify.recv(1000) == b"WATCHDOG=1"
+        assert get(server, "/managed") == "[]"
         server.send_signal(signal.SIGHUP)
         assert "RELOADING=1" in notify.recv(1000).decode()
         assert "READY=1" in notify.recv(1000).decode()

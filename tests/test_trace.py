@@ -216,6 +216,13 @@ def test_messages_are_told_by_type_and_size(message, text):
     assert describe_message(message) == f"{message['type']} {text}"
 
 
+def test_headers_that_can_be_read_once_are_left_to_who_sends_them():
+    headers = iter([(b"a", b"b")])
+    message = {"type": "http.response.start", "status": 200, "headers": headers}
+    assert describe_message(message) == "http.response.start 200, some headers"
+    assert list(headers) == [(b"a", b"b")]
+
+
 def test_what_is_no_message_is_told_too():
     assert describe_message(None) == "NoneType, which is no message"
     assert describe_message({}) == "None"
