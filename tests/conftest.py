@@ -30,10 +30,16 @@ if UNDER_TEST:
     module = importlib.util.module_from_spec(spec)
     sys.modules["selectserve"] = module
     spec.loader.exec_module(module)
-    for room in (ROOT / "selectserve").glob("*.py"):
-        if not room.stem.startswith("__"):
-            sys.modules[f"selectserve.{room.stem}"] = module
-            vars(module).setdefault(room.stem, module)
+    for room in (ROOT / "selectserve").glob("[a-z]*.py"):
+        sys.modules[f"selectserve.{room.stem}"] = module
+        if not hasattr(module, room.stem):  # it may be in the appendix still
+            vars(module)[room.stem] = module
+    # The room that makes the file is not in it.
+    spec = importlib.util.spec_from_file_location(
+        "selectserve.chapters", ROOT / "selectserve" / "chapters.py"
+    )
+    sys.modules["selectserve.chapters"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["selectserve.chapters"])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
+import selectserve
 from selectserve.asgi import HTTP_LIFECYCLE
 from selectserve.http1 import RequestParser
 from selectserve.lifespan import LIFESPAN_LIFECYCLE
@@ -20,14 +23,19 @@ def tour():
     return done.stdout
 
 
+def source_text(file):
+    """Return the text of a file of the package, or of a chapter in the appendix of the one file."""
+    if UNDER_TEST and file != os.path.basename(UNDER_TEST):
+        return str(selectserve.appendix.text(file[: -len(".py")]))
+    return Path(UNDER_TEST or ROOT / file).read_text("utf-8")
+
+
 def test_each_name_has_a_place_and_a_sentence():
     stops = re.findall(r"^  (\w+\.[\w.]+)  (\S+):(\d+)\n      (\S.*)$", tour(), re.M)
     assert len(stops) > 15
     for name, file, line, _sentence in stops:
-        path = UNDER_TEST or ROOT / file
-        with open(path, encoding="utf-8") as source:
-            # a decorator may stand on the first line
-            near = source.read().split("\n")[int(line) - 1 : int(line) + 2]
+        # a decorator may stand on the first line
+        near = source_text(file).split("\n")[int(line) - 1 : int(line) + 2]
         assert any(re.search(rf"(def|class) {name.split('.')[-1]}\b", text) for text in near), name
 
 

@@ -17,14 +17,14 @@ PACKAGE = ROOT / "selectserve"
 
 # A room stands below everything that it may import. The order is also that of the single file.
 ROOMS = """
-    errors trace config sources material
-    reactor threadless logs systemd sockets listener filesend transport tls certificates
+    errors threadless appendix trace config sources material
+    reactor logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
     memory service upgrade connection arrival narrator census observer
     importer welcome inspector server worker process supervisor
     reload launch embed
-    explain bundle cli gunicorn
+    explain chapters bundle cli gunicorn
 """.split()
 
 # What belongs to one owner (or few): in the source, a module imported or a name used.
@@ -37,8 +37,8 @@ OWNERS = {
     "import time": "reactor server",
     "import ssl": "tls certificates",
     "import re": "grammar forwarded sources access",
-    "import zlib": "deflate",
-    "import hashlib": "handshake bundle",
+    "import zlib": "deflate appendix chapters",
+    "import hashlib": "handshake chapters",
     "import threading": "task supervisor aio facade embed watchdog",
     "import asyncio": "aio facade",
     "import anyio": "aio facade",
@@ -116,12 +116,9 @@ def test_every_module_has_its_place():
 
 
 def test_the_single_file_has_the_same_order():
-    bundle = TREES.get("bundle")
-    if bundle is None:
-        pytest.skip("there is no bundle room yet")
-    from selectserve.bundle import ROOMS as order
+    from selectserve.chapters import ROOMS as order
 
-    assert list(order) == PRESENT or list(order) == ROOMS
+    assert list(order) == PRESENT
 
 
 @pytest.mark.parametrize("room", PRESENT)
