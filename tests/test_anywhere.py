@@ -223,6 +223,39 @@ def test_little_memory(somewhere):
         check_websocket(address, b"permessage-deflate")
 
 
+REFUSED = """
+import os, socket
+new_file, program = lambda: open("x", "w"), lambda: os.execv("/bin/true", ["x"])
+for attempt in (os.fork, socket.socket, new_file, program):
+    try: attempt()
+    except OSError as exc: print(type(exc).__name__)
+"""
+
+
+def test_all_of_it_at_once(somewhere):
+    """No new file, few descriptors, little memory."""
+    less = ["nofiles", "nofile=32", "memory=64"]
+    with somewhere(python("-I", "-S", less=less)) as address:
+        check_http(address)
+        check_websocket(address, b"permessage-deflate")
+
+
+def test_a_kernel_that_refuses(somewhere, tmp_path):
+    """The socket was handed over; no other is to be had, no file to write, process or thread."""
+    less = ["nofile=32", "memory=64", "seccomp"]
+    refused = tmp_path / "refused.py"
+    refused.write_text(REFUSED)
+    command = [*python("-I", "-S", less=less), str(refused)]
+    probe = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    if "no seccomp" in probe.stderr or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip(f"seccomp cannot be had here: {probe.stderr.strip()[-200:]}")
+    assert probe.stdout.split() == ["PermissionError"] * 4, probe.stderr
+    with somewhere(python("-I", "-S", less=less)) as address:
+        check_http(address)
+        check_websocket(address, b"permessage-deflate")
+        assert get(address, "/thread") == (200, THREADS["nothreads"])
+
+
 # -- less of the library -------------------------------------------------------------------------
 
 
