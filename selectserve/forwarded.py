@@ -182,18 +182,25 @@ def strip_forwarded(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, byt
 
 
 class ForwardedRules:
-    """What the options say about header fields of trusted and of other peers."""
+    """What the options say about header fields of trusted and of other peers.
 
-    __slots__ = ("believe", "strip", "trusted")
+    ``on_ignored(peer)`` is called once, for the first peer whose word is not taken.
+    """
+
+    __slots__ = ("believe", "on_ignored", "strip", "trusted")
 
     def __init__(self, trusted: TrustedPeers, believe: bool, strip: bool) -> None:
         self.trusted = trusted
         self.believe = believe
         self.strip = strip
+        self.on_ignored: Callable[[str], object] | None = None
 
     def apply(self, scope: dict[str, Any]) -> None:
         """Change ``scope`` by what a trusted peer says, and forget what another says."""
         if peer_name(scope) not in self.trusted:
+            if self.on_ignored is not None and self.believe:
+                tell, self.on_ignored = self.on_ignored, None
+                tell(peer_name(scope))
             if self.strip:
                 scope["headers"] = strip_forwarded(scope["headers"])
         elif self.believe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -403,6 +404,32 @@ def test_rules(spec: str, believe: bool, strip: bool, client: str, told: bool) -
     ForwardedRules(TrustedPeers(spec), believe, strip).apply(scope)
     assert scope["client"][0] == client
     assert has_forwarded(scope["headers"]) is told
+
+
+@pytest.mark.parametrize(
+    ("spec", "believe", "heard"),
+    [("10.0.0.1", True, ["127.0.0.1"]), ("10.0.0.1", False, []), (DEFAULT, True, [])],
+)
+def test_what_is_ignored_is_told_once(spec: str, believe: bool, heard: list[str]) -> None:
+    told: list[str] = []
+    rules = ForwardedRules(TrustedPeers(spec), believe, True)
+    rules.on_ignored = told.append
+    for _ in range(3):
+        rules.apply(make_scope("X-Forwarded-For: 1.2.3.4"))
+    assert told == heard
+
+
+def test_the_log_says_who_is_ignored(serve: Serve) -> None:
+    """… once, however many say so; nobody who says nothing of others is named."""
+    server = serve("tests.apps:app", "--forwarded-allow-ips", "10.0.0.1")
+    with server.connect() as client:
+        client.get("/hello")
+        assert "--forwarded-allow-ips" not in server.log_text()
+        for _ in range(3):
+            client.get("/hello", "X-Forwarded-For: 1.2.3.4")
+    assert server.stop() == 0
+    told = re.findall(r".*what 127\.0\.0\.1 says of a client behind it.*", server.log_text())
+    assert len(told) == 1 and "--forwarded-allow-ips" in told[0]
 
 
 # -- the PROXY protocol ------------------------------------------------------------------------

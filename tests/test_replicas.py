@@ -211,6 +211,22 @@ def test_forwarded_headers_of_the_example(replicas, balancer):
         response = client.get("/scope", "X-Forwarded-For: 203.0.113.7")
         scope = ast.literal_eval(response.body.decode())
     assert scope["client"] == ("203.0.113.7", 0) and scope["scheme"] == "http"
+    check_no_client_testifies(balancer.address)
+
+
+def check_no_client_testifies(address):
+    """What a client says in a proxy's words does not get through as the proxy's."""
+    with RawClient(address) as client:
+        response = client.get(
+            "/scope",
+            "X-Forwarded-Host: evil.example",
+            "X-Forwarded-Port: 6666",
+            "X-Forwarded-Proto: https",
+            "Forwarded: for=6.6.6.6;host=evil.example",
+        )
+    assert response.status == 200
+    for word in (b"evil.example", b"6666", b"6.6.6.6", b"https"):
+        assert word not in response.body, response.body
 
 
 # -- the other examples ----------------------------------------------------------------------------
@@ -254,6 +270,7 @@ def test_the_nginx_example(replicas, tmp_path):
             replica.server.wait_for_access('"GET /hello')  # nginx takes it into account again
             users.go_on()
         users.end()
+        check_no_client_testifies(("127.0.0.1", port))
     finally:
         process.terminate()
         process.wait(DEADLINE)
