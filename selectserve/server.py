@@ -202,6 +202,11 @@ class Server:
             self.service.proxies = ForwardedRules(
                 trusted, config.proxy_headers, config.strip_untrusted_forwarded
             )
+            self.service.proxies.on_ignored = lambda peer: error_logger.warning(
+                "what %s says of a client behind it is ignored, as from all whom "
+                "--forwarded-allow-ips does not name (told once)",
+                peer,
+            )
         entrance = Entrance(
             self.service,
             make_certificates(config),

@@ -42,6 +42,12 @@ def take_inherited(environ: MutableMapping[str, str]) -> list[tuple[int, str]]:
     return inherited
 
 
+def forget_manager(environ: MutableMapping[str, str]) -> None:
+    """Remove what says where a service manager listens: it is to hear one process only."""
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        environ.pop(name, None)
+
+
 class Notifier:
     """Tell the service manager how we are; silent when there is none, or when it is deaf."""
 

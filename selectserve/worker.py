@@ -21,7 +21,7 @@ import sys
 from .logs import error_logger, mark_lines, reopen_logs
 from .reactor import Reactor
 from .server import REOPEN_SIGNALS, Server, prepare
-from .systemd import Notifier
+from .systemd import forget_manager
 from .transport import Transport
 
 TYPE_CHECKING = False
@@ -164,7 +164,6 @@ class Worker(Server):
     ) -> None:
         mark_lines(f"[{os.getpid()}] ")
         super().__init__(config, sockets=sockets)
-        self.notifier = Notifier({}, self.reactor)  # a service manager knows the supervisor only
         self.service.on_limit = self.on_limit
         self.service.app = note_requests(self.service.app, slate)
         self.channel = Channel(self.reactor, link, self.on_command, self.on_orphaned)
@@ -291,6 +290,7 @@ def run_worker(
     watch: bool = False,
 ) -> int:
     """Be a worker; return the exit code."""
+    forget_manager(os.environ)  # it knows the supervisor only; the app is not to speak for that
     made = prepare(config, lambda: Worker(config, sockets, link, slate, watch))
     if not isinstance(made, int):
         return made.run()

@@ -19,9 +19,9 @@ import pytest
 from selectserve.access import AccessFormat, Exchange, RequestIds
 from selectserve.errors import ConfigError
 from selectserve.http1 import Request
-from selectserve.logs import MAX_KEPT, Outlet
+from selectserve.logs import MAX_COMPLAINTS, MAX_KEPT, Complaints, Outlet
 
-from .support import DEADLINE, ROOT, Lines, RawClient, run_server, server_command
+from .support import DEADLINE, ROOT, FakeClock, Lines, RawClient, run_server, server_command
 
 APP = ("tests.apps:app", "--lifespan", "off")
 EPOCH = 1_700_000_000.5
@@ -208,6 +208,41 @@ def test_ids_end_to_end(serve):
     plain = serve(*APP)
     with plain.connect() as client:
         assert client.get("/hello").get("x-request-id") is None
+
+
+HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "status"),
+    [
+        ("/echo", (*HANDSHAKE, "Sec-WebSocket-Version: 13"), 101),
+        ("/deny", (*HANDSHAKE, "Sec-WebSocket-Version: 13"), 402),
+        ("/refuse", (*HANDSHAKE, "Sec-WebSocket-Version: 13"), 403),
+        ("/echo", (*HANDSHAKE, "Sec-WebSocket-Version: 12"), 426),
+        ("/last", ("Transfer-Encoding: gzip",), 501),
+    ],
+)
+def test_ids_of_what_no_app_answers(serve, target, fields, status):
+    """A WebSocket, a refused one, and a request that is refused: in the answer and in its line."""
+    server = serve("tests.apps_websocket:app", "--request-id", "--access-log-format", "json")
+    with server.connect() as client:
+        client.request("GET", target, *fields)
+        own = client.read_head()
+        assert own.status == status
+    with server.connect() as client:
+        client.request("GET", target, "X-Request-ID: of-mine", *fields)
+        given = client.read_head()
+    assert given.get("x-request-id") == b"of-mine" and own.get("x-request-id")
+    for answer in (own, given):
+        number = answer.get("x-request-id").decode()
+        line = server.stdout.wait_for(f'.*"request_id": "{number}".*')
+        assert line, server.stdout.text()
+        assert json.loads(line[0])["status"] == status
 
 
 # -- nobody waits for a log ------------------------------------------------------------------------
@@ -589,3 +624,34 @@ def test_nohup_is_respected():
         process.kill()
         process.wait(DEADLINE)
         log.close()
+
+
+# -- what clients do wrong -------------------------------------------------------------------------
+
+
+def test_a_flood_of_complaints_is_a_few_lines_and_a_number(caplog):
+    clock = FakeClock()
+    complaints = Complaints(clock)
+    with caplog.at_level(logging.INFO, "selectserve.error"):
+        for number in range(1000):
+            complaints.log(logging.INFO, f"wrong {number}\x1b[31m\nforged")
+        assert len(caplog.messages) == MAX_COMPLAINTS
+        clock.advance(0.999)
+        complaints.log(logging.INFO, "the same second")
+        assert len(caplog.messages) == MAX_COMPLAINTS
+        clock.advance(0.001)
+        complaints.log(logging.INFO, "the next")
+    assert caplog.messages[MAX_COMPLAINTS:] == [
+        f"{1001 - MAX_COMPLAINTS} more complaints about clients",
+        "the next",
+    ]
+    assert not any("\n" in line or "\x1b" in line for line in caplog.messages)
+
+
+def test_a_level_nobody_asked_for_uses_up_no_lines(caplog):
+    complaints = Complaints(FakeClock())
+    with caplog.at_level(logging.WARNING, "selectserve.error"):
+        for _ in range(1000):
+            complaints.log(logging.INFO, "not asked for")
+        complaints.log(logging.WARNING, "asked for")
+    assert caplog.messages == ["asked for"]
