@@ -33,7 +33,7 @@ def server_command(*arguments: str) -> list[str]:
     """Return the command line of the server under test: the package, or the built single file."""
     if not UNDER_TEST:
         return [sys.executable, "-m", "selectserve", *arguments]
-    compiled = UNDER_TEST + "c"  # of python3 -m tests --bundled: to compile it takes half a second
+    compiled = UNDER_TEST + "c"  # of python3 -m tests --bundled: saves compiling at each start
     return [sys.executable, compiled if os.path.exists(compiled) else UNDER_TEST, *arguments]
 
 

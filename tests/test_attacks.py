@@ -2,7 +2,8 @@
 
 Resident memory is that of the server's process, read by the test from outside. What is left of
 connections is told by the app itself, which counts the objects in its process. Every test says
-what it measured (``pytest -rA`` or ``-s`` shows it).
+what it measured, and of how many (``pytest -rA`` or ``-s`` shows it). ``SELECTSERVE_ATTACKS=full``
+attacks with ten thousand connections instead of the bounded numbers of every day.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ of_cpython = pytest.mark.skipif(
 MIB = 1 << 20
 APP = "tests.attack_apps:app"
 QUIET = ("--no-access-log", "--lifespan", "off", "--slow-step", "0")
-CONNECTIONS = int(os.environ.get("SELECTSERVE_CONNECTIONS", "1000"))  # 10000 is the whole test
+FULL = os.environ.get("SELECTSERVE_ATTACKS") == "full"
+CONNECTIONS = 10_000 if FULL else 1000  # slow ones, at the same time
+RESETS = 10_000 if FULL else 2000
+PATIENCE = 6 * DEADLINE  # seconds; like DEADLINE, it only passes when something is broken
+TURNS = 50  # answers in a row without a change: nothing is on its way any more
 
 
 def resident(server: Server) -> int:
@@ -60,33 +65,41 @@ def warm(server: Server) -> int:
 
 
 def until(condition, what: str) -> None:
-    """Ask again and again until it is so."""
-    end = time.monotonic() + DEADLINE
+    """Ask the server again and again until it is so."""
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"never came: {what}"
-        time.sleep(0.005)
 
 
-def until_it_stands_still(value) -> int:
-    """Return ``value()`` once it has not changed for a quarter of a second."""
-    last, since = value(), time.monotonic()
-    while time.monotonic() - since < 0.25:
+def until_it_stands_still(server: Server, value) -> int:
+    """Return ``value()`` once the server has answered ``TURNS`` times and it is the same still.
+
+    The server has had as many turns in which to go on, however slow the machine is.
+    """
+    end = time.monotonic() + PATIENCE
+    last, same = value(), 0
+    while same < TURNS:
+        assert time.monotonic() < end, f"never stands still: {last}"
+        ask(server, "/hello")
         now = value()
-        if now != last:
-            last, since = now, time.monotonic()
-        time.sleep(0.01)
+        last, same = now, same + 1 if now == last else 0
     return last
 
 
-def push(client: RawClient, data: bytes, most: int) -> int:
-    """Send ``data`` over and over, until the server takes no more or ``most`` bytes have gone."""
-    client.socket.settimeout(0.3)
-    sent = 0
-    while sent < most:
+def push(server: Server, client: RawClient, data: bytes, most: int) -> int:
+    """Send ``data`` over and over, until the server takes no more or ``most`` bytes have gone.
+
+    It takes no more when it has answered ``TURNS`` times others and our socket is full still.
+    """
+    client.socket.setblocking(False)
+    sent = full = 0
+    while sent < most and full < TURNS:
         try:
             sent += client.socket.send(data[sent % len(data) :])
-        except socket.timeout:
-            break
+            full = 0
+        except BlockingIOError:
+            full += 1
+            ask(server, "/hello")
     return sent
 
 
@@ -99,7 +112,7 @@ def test_a_large_response_that_nobody_reads(serve):
     before = warm(server)
     with server.connect(receive_buffer=4096) as client:
         client.request("GET", "/download?one")
-        parts = until_it_stands_still(lambda: int(ask(server, "/progress?one")))
+        parts = until_it_stands_still(server, lambda: int(ask(server, "/progress?one")))
         assert 0 < parts < 200, "the app must wait for its client"
         grown = resident(server) - before
         print(f"{parts} of 800 parts sent, {grown / MIB:.2f} MiB more")
@@ -122,7 +135,7 @@ def test_a_large_upload_that_nobody_takes(serve, coding):
         else:
             client.send(b"POST /upload?a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
             data = b"4\r\nabcd\r\n" * 10_000  # pieces this small cost more than they carry
-        sent = push(client, data, size)
+        sent = push(server, client, data, size)
         assert sent < size, "the app takes nothing, so there must be an end"
         grown = resident(server) - before
         print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
@@ -143,7 +156,7 @@ def test_a_flood_of_pipelined_requests_to_an_app_that_is_stuck(serve):
     before = warm(server)
     request = b"GET /stuck?b HTTP/1.1\r\nHost: a\r\n\r\n"
     with server.connect() as client:
-        sent = push(client, request * 1000, 64 * MIB)
+        sent = push(server, client, request * 1000, 64 * MIB)
         assert sent < 64 * MIB
         grown = resident(server) - before
         print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
@@ -157,9 +170,9 @@ def test_a_flood_of_pipelined_requests_whose_answers_nobody_reads(serve):
     before = warm(server)
     request = b"GET /lump?c HTTP/1.1\r\nHost: a\r\n\r\n"
     with server.connect(receive_buffer=4096) as client:
-        sent = push(client, request * 1000, 64 * MIB)
+        sent = push(server, client, request * 1000, 64 * MIB)
         assert sent < 64 * MIB
-        until_it_stands_still(lambda: int(ask(server, "/progress?c")))
+        until_it_stands_still(server, lambda: int(ask(server, "/progress?c")))
         grown = resident(server) - before
         print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
         assert grown < 2 * MIB
@@ -183,7 +196,7 @@ def test_many_slow_connections(serve, said):
             if said:
                 clients[-1].send(said)
         until(lambda: left(server)["HTTPConnection"] > CONNECTIONS, "all are accepted")
-        until_it_stands_still(lambda: resident(server))
+        until_it_stands_still(server, lambda: resident(server))
         grown = (resident(server) - before) / CONNECTIONS / 1024 - len(said) / 1024
         print(f"{grown:.2f} KiB for each of {CONNECTIONS} connections")
         assert grown < 4
@@ -218,14 +231,18 @@ def test_the_memory_limit(serve):
         for client in clients:
             client.socket.setblocking(False)
         sent = [0] * len(clients)
-        for _ in range(20):
+
+        def all_send_and_it_is_told() -> bool:
             for number, client in enumerate(clients):
                 try:
                     sent[number] += client.socket.send(b"x" * min(65536, 1_000_000 - sent[number]))
                 except BlockingIOError:
                     pass
-        server.wait_for_log("buffers hold .* read no more")
-        until_it_stands_still(lambda: resident(server))
+            return bool(re.search("buffers hold .* read no more", server.log_text()))
+
+        until(all_send_and_it_is_told, "reading stops")
+        for _ in range(TURNS):  # who would ask the server now is not read either
+            all_send_and_it_is_told()
         grown = resident(server) - before
         print(f"{sum(sent) / MIB:.0f} MiB were sent, {grown / MIB:.1f} MiB more")
         assert grown < limit * 1.6
@@ -256,7 +273,7 @@ STARTS = [
 
 @pytest.mark.parametrize("loop", ["native", "asyncio"])
 def test_connections_that_are_reset_leave_nothing(serve, loop):
-    """Two thousand connects, each reset at a random point."""
+    """Thousands of connects, each reset at a random point."""
     server = serve(APP, *QUIET, "--loop", loop, "--log-level", "info")
     for _ in range(20):
         ask(server, "/hello")
@@ -264,7 +281,7 @@ def test_connections_that_are_reset_leave_nothing(serve, loop):
     before = left(server)
     chance = random.Random(5)
     waiting: list[RawClient] = []
-    for number in range(2000):
+    for number in range(RESETS):
         client = server.connect()
         waiting.append(client)
         start = chance.choice(STARTS)
@@ -280,16 +297,24 @@ def test_connections_that_are_reset_leave_nothing(serve, loop):
             gone.reset() if chance.random() < 0.8 else gone.close()
     for client in waiting:
         client.reset()
-    compared = ("HTTPConnection", "HTTPCycle", "Transport", "Task", "descriptors", "tasks")
+    compared = (
+        "HTTPConnection",
+        "HTTPCycle",
+        "Transport",
+        "Task",
+        "descriptors",
+        "tasks",
+        "timers",
+    )
 
     def same() -> bool:
         now = left(server)
-        return all(now[key] == before[key] for key in compared) and now["timers"] <= 4
+        return all(now[key] == before[key] for key in compared)
 
     try:
         until(same, "the same as before")
     finally:
-        print("before", before)
+        print(f"before {RESETS} connects: {before}")
         print("after ", left(server))
 
 
@@ -325,6 +350,7 @@ def test_without_descriptors_nobody_is_lost_and_nothing_spins(serve):
     attempts = int(first.get("/refused").body) - before
     passed = time.monotonic() - begun
     print(f"{attempts} attempts in {passed:.2f} s without descriptors")
+    # a machine that is slow makes this only truer: what is counted has a timer before each
     assert attempts <= passed / 0.1 + 1, "it spins"
     # they leave one after the other, and all others are served
     for number, client in enumerate(clients):
@@ -339,21 +365,19 @@ def test_without_descriptors_nobody_is_lost_and_nothing_spins(serve):
 
 
 def test_a_flood_of_bad_requests_is_a_few_lines(serve):
+    """How many a second, and the number of the rest: see test_logging, with a clock of its own."""
     server = serve(APP, *QUIET)
-    begun = time.monotonic()
     for number in range(1000):
         with server.connect() as client:
             client.send(b"GET /\x1b[31m%d HTTP/1.1\r\n\r\n" % number)
             assert client.read_response().status == 400
-    passed = time.monotonic() - begun
-    with server.connect() as client:
-        assert client.get("/hello").status == 200
-    lines = [line for line in server.log_text().splitlines() if "400" in line or "more" in line]
-    print(f"{len(lines)} lines about 1000 bad requests in {passed:.1f} s")
-    assert 5 <= len(lines) <= 11 * (passed + 2)
-    assert "\x1b[31m" not in server.log_text() and "Traceback" not in server.log_text()
-    summary = [line for line in lines if re.search(r"\d+ more complaints", line)]
-    assert summary or passed < 1
+    assert ask(server, "/hello") == b"hello"
+    assert server.stop() == 0
+    log = server.log_text()
+    lines = [line for line in log.splitlines() if "400" in line]
+    print(f"{len(lines)} lines about 1000 bad requests")
+    assert 5 <= len(lines) < 500
+    assert "\x1b[31m" not in log and "Traceback" not in log
 
 
 # -- the order of a shutdown -----------------------------------------------------------------------
@@ -375,7 +399,7 @@ def test_idle_connections_and_half_heads_do_not_hold_up_a_shutdown(serve):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_endless_event_stream_is_told_in_the_middle_of_the_drain(serve, number):
-    server = serve(*LIFE, "--timeout-graceful-shutdown", "1.0")
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "2.0")
     with server.connect() as client:
         client.request("GET", "/events?tag")
         assert b"data: x" in client.read_until(b"data: x\n\n")
