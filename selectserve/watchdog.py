@@ -18,7 +18,7 @@ from .reactor import Reactor
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any
+    from typing import Any, Callable
 
 LOOKS = 4  # per slow step; more would tell it sooner, and cost more
 IDLE_LOOKS = 2  # in a row that found nothing: then the thread sleeps, too
@@ -39,6 +39,7 @@ class Watchdog:
         self.looked_at = 0.0
         self.idle_looks = 0
         self.running = False
+        self.on_held: Callable[[float], object] | None = None  # on our thread: seconds so far
         self.wakeup: Any = None  # an Event: there is a turn to watch, or an end
 
     def start(self) -> None:
@@ -104,6 +105,8 @@ class Watchdog:
             error_logger.warning(
                 "a step has held the reactor for %.2f s so far: %s", held, describe_stack(frames)
             )
+        if frames and held >= self.limit and self.on_held is not None:
+            self.on_held(held)
         self.remember(turn, frames)
 
     def remember(self, turn: float, frames: list[FrameType]) -> None:

@@ -171,7 +171,11 @@ class Worker(Server):
         self.modules = 0  # how many were loaded when we told
         patience = health_patience(config)
         self.interval = min(BEAT_INTERVAL, patience / 6) if patience else BEAT_INTERVAL
+        self.patience = patience
         self.dump_after = patience / 2
+        self.parent = os.getppid()
+        if patience:
+            self.watchdog.on_held = self.end_if_orphaned
         self.next_beat = 0.0
 
     def announce(self) -> None:
@@ -228,6 +232,14 @@ class Worker(Server):
         if not self.stops:
             error_logger.warning("the supervisor is gone")
             self.stop()
+
+    def end_if_orphaned(self, held: float) -> None:
+        """Blocked for so long, a worker is killed; by itself, when nobody else is left to do it.
+
+        On the thread of the watchdog, for ours is the blocked one.
+        """
+        if held > self.patience and os.getppid() != self.parent:
+            os._exit(1)
 
     def on_signal(self, number: int) -> None:
         """Leave signals that go to the whole group (Ctrl-C) to the supervisor, who tells us."""

@@ -390,6 +390,19 @@ def test_no_orphans(serve, start):
         server.connect()
 
 
+@STARTS
+def test_no_orphans_that_are_blocked(serve, start):
+    """Nobody is left to kill it: it does so itself, after the time that it would have had."""
+    options = ("--workers", "2", "--worker-start", start, "--timeout-worker-healthcheck", "1")
+    server = serve(*APP, *options)
+    with server.connect() as client:
+        client.send(b"GET /block?seconds=600 HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for_log("APP blocks")
+        server.process.kill()
+        server.process.wait(DEADLINE)
+        assert all_have_ended(server)
+
+
 # -- restarts --------------------------------------------------------------------------------------
 
 
