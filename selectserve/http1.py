@@ -218,6 +218,19 @@ class RequestParser:
         """Return the next event, or NEED_DATA, or CLOSED; raise ProtocolError."""
         return self.read(self)
 
+    def take_whole_body(self) -> bytes:
+        """Return the body of the request just read if all of it is here already, else b"".
+
+        It stands for the Data and the EndOfMessage: small bodies come together with their head.
+        """
+        if self.position + self.body_left > len(self.buffer):
+            return b""
+        if self.read is not RequestParser.read_sized:
+            return b""
+        data = self.take_body()
+        self.read_end()
+        return data
+
     def take_rest(self) -> bytes:
         """Return the bytes that no event was made of, for whoever reads on after an upgrade."""
         rest = bytes(self.buffer[self.position :])

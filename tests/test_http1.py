@@ -404,3 +404,41 @@ def test_parsing_is_linear(adversary, n):
     runs = [(parse_time(small, repeats), parse_time(large, repeats)) for _ in range(7)]
     once, twice = map(min, zip(*runs))
     assert twice < 3 * once, f"{n}: {once:.6f} s, {2 * n}: {twice:.6f} s"
+
+
+# -- a body that has come with its head ------------------------------------------------------------
+
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+
+
+def test_a_whole_body_stands_for_its_events():
+    parser = RequestParser()
+    parser.receive_data(POST + b"hello" + POST + b"again")
+    for body in (b"hello", b"again"):
+        assert isinstance(parser.next_event(), Request)
+        assert parser.take_whole_body() == body
+    assert parser.next_event() is NEED_DATA and parser.buffered == 0
+
+
+@pytest.mark.parametrize(
+    "first, rest", [(POST, b"hello"), (POST + b"hell", b"o"), (CHUNKED[:-9], CHUNKED[-9:])]
+)
+def test_what_is_not_whole_is_left_to_the_events(first, rest):
+    parser = RequestParser()
+    parser.receive_data(first)
+    assert isinstance(parser.next_event(), Request)
+    assert parser.take_whole_body() == b""
+    parser.receive_data(rest)
+    body = b""
+    while isinstance(event := parser.next_event(), Data):
+        body += event.data
+    assert body == b"hello" and isinstance(event, EndOfMessage)
+
+
+def test_no_request_has_no_body():
+    parser = RequestParser()
+    assert parser.take_whole_body() == b""
+    parser.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" + POST)
+    assert isinstance(parser.next_event(), Request)
+    assert parser.take_whole_body() == b""
