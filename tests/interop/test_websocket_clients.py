@@ -1,4 +1,4 @@
-"""WebSocket clients of others talk to the echo app: with and without compression, large and small."""
+"""WebSocket clients of others talk to the echo app: compressed or not, large and small."""
 
 from __future__ import annotations
 
