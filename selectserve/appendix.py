@@ -102,6 +102,8 @@ class Appendix:
         text = self.texts[room]
         space = vars(self.module)
         place = space.get("__file__") or "selectserve.py"
+        if place.endswith(".pyc"):
+            place = place[:-1]  # where it was compiled from
         if self.lines[room]:
             text = "\n" * (self.lines[room] - 1) + text
         else:

@@ -249,12 +249,7 @@ class HTTPConnection:
         self.body_progress = 0
         service.cycles += 1
         if request.chunked or request.content_length:
-            whole = b"" if transport.trace else self.parser.take_whole_body()
-            if whole:
-                cycle.on_data(whole)
-                cycle.input = "ended"
-            else:
-                self.read_body(cycle)
+            self.begin_body(cycle)
             if cycle.disconnected:  # the body was broken from its first byte: answered already
                 service.cycles -= 1
                 return
@@ -277,6 +272,15 @@ class HTTPConnection:
         self.deadline.close()
         self.service.connections.discard(self)
         successor.start()
+
+    def begin_body(self, cycle: HTTPCycle) -> None:
+        """Hand over the body if all of it is here, as is usual; else begin to read it."""
+        whole = b"" if self.transport.trace else self.parser.take_whole_body()
+        if whole:
+            cycle.on_data(whole)
+            cycle.input = "ended"
+        else:
+            self.read_body(cycle)
 
     def read_body(self, cycle: HTTPCycle) -> None:
         """Hand over what is here of the body; stop reading when the app does not take it."""
