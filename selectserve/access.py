@@ -35,6 +35,11 @@ ACCESS_TOKEN = re.compile(r"%\((?:\{([^}]+)\}([io])|([a-zA-Z]+))\)s|%%")
 MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
+def asked_for(request: Request, method: str = "") -> str:
+    """Name a request in the log, as it came: the app may have done anything to its scope."""
+    return f"{method or request.method} {request.raw_path.decode('latin-1')}"
+
+
 class Exchange:
     """One request and its answer, as the log sees them.
 

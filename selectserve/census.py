@@ -6,7 +6,8 @@ a connection knows nothing of it, and pays nothing for it.
 
 from __future__ import annotations
 
-from .connection import HTTPConnection, asked_for
+from .access import asked_for
+from .connection import HTTPConnection
 from .logs import printable
 from .narrator import parked_at, place_of
 from .reactor import NEVER

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .access import Exchange, log_exchange
+from .access import Exchange, asked_for, log_exchange
 from .asgi import MAX_DISCARD, HTTPCycle, request_scope
 from .errors import Cancelled, ProtocolError
 from .handshake import wants_websocket
@@ -549,11 +549,6 @@ class HTTPConnection:
                 access_log.write(cycle.access_line(now) + left)
             else:
                 access_log.write(access_log.form.line(cycle_exchange(cycle, now, gone)))
-
-
-def asked_for(request: Request) -> str:
-    """Name a request in the log, as it came: the app may have done anything to its scope."""
-    return f"{request.method} {request.raw_path.decode('latin-1')}"
 
 
 def cycle_exchange(cycle: HTTPCycle, now: float, left: bool) -> Exchange:

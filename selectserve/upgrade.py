@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 
-from .access import Exchange
+from .access import Exchange, asked_for
 from .asgi import client_name, request_scope, with_request_id
 from .errors import Cancelled
 from .handshake import accept_head, read_handshake
@@ -333,8 +333,7 @@ class WebSocketConnection:
             service.on_change()
         if exc is not None:
             hint = session.stepper.explain(exc)
-            path = session.request.raw_path.decode("latin-1")  # the app may have changed its scope
-            log_app_error(exc, f"WebSocket {path}", hint)
+            log_app_error(exc, asked_for(session.request, "WebSocket"), hint)
         if session.state == "open":
             failed = exc is not None and not isinstance(exc, Cancelled)
             self.close_with(1012 if service.draining else 1011 if failed else 1000)
@@ -343,8 +342,8 @@ class WebSocketConnection:
                 self.transport.abort()  # a clean end could look like a complete answer
             else:
                 if exc is None:
-                    path = session.request.raw_path.decode("latin-1")
-                    error_logger.error("the app returned without an answer: WebSocket %s", path)
+                    asked = asked_for(session.request, "WebSocket")
+                    error_logger.error("the app returned without an answer: %s", asked)
                 self.refuse(500, "Internal Server Error")
                 session.disconnect(1006, "")
 

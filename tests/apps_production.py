@@ -30,14 +30,7 @@ async def websocket_scope(scope, receive, send):
 
 def ask_websocket_scope(client):
     """Open a WebSocket on the raw ``client`` and return the scope that the app above saw."""
-    client.request(
-        "GET",
-        "/",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-    )
+    client.upgrade()
     head = client.read_head()
     assert head.status == 101, head
     assert client.read_exactly(2) == b"\x81\x7e", "a final text frame of 126 to 65535 bytes"

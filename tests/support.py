@@ -307,6 +307,12 @@ class RawClient:
             lines.append(f"Content-Length: {len(body)}")
         self.send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
 
+    def upgrade(self, *headers: str, target: str = "/") -> None:
+        """Ask for a WebSocket."""
+        own = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+        key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+        self.request("GET", target, *own, key, *headers)
+
     def half_close(self) -> None:
         """Say that no more will be sent; reading goes on."""
         self.socket.shutdown(socket.SHUT_WR)

@@ -107,15 +107,7 @@ def check_http(address):
 def check_websocket(address, extension=b""):
     """Shake hands, be echoed."""
     with RawClient(address) as client:
-        client.request(
-            "GET",
-            "/",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-            "Sec-WebSocket-Extensions: permessage-deflate",
-        )
+        client.upgrade("Sec-WebSocket-Extensions: permessage-deflate")
         head = client.read_head()
         assert head.status == 101
         assert (head.get("sec-websocket-extensions") or b"").startswith(extension)

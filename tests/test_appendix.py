@@ -150,14 +150,7 @@ def test_a_websocket_opens_its_chapters_while_others_are_served(place):
     ):
         assert first.get("/").status == 200
         with RawClient(server.address) as client:
-            client.request(
-                "GET",
-                "/",
-                "Connection: Upgrade",
-                "Upgrade: websocket",
-                "Sec-WebSocket-Version: 13",
-                "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-            )
+            client.upgrade()
             assert client.read_head().status == 101
         assert first.get("/").status == 200
 

@@ -242,10 +242,7 @@ def offered_to_websocket(client):
 
 
 def handshake(client):
-    client.request(
-        "GET", "/", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    )  # fmt: skip
+    client.upgrade()
     return client.read_response()
 
 
