@@ -443,6 +443,9 @@ class HTTPCycle(Parking):
     def on_early_hint(self, message: Message) -> None:
         """Write a 103 with the links, before the final head (RFC 8297)."""
         links = [check_pair((b"link", link))[1] for link in message.get("links", ())]
+        for link in links:
+            if not link.startswith(b"<") or b">" not in link:
+                raise ValueError(f"{link[:80]!r} is no link: write </style.css>; … (RFC 8288 §3)")
         if links and self.request.http_version == "1.1" and self.writer.framing == "held":
             lines = b"".join(b"link: " + link + b"\r\n" for link in links)
             self.transport.write([b"HTTP/1.1 103 Early Hints\r\n" + lines + b"\r\n"])

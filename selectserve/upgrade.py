@@ -395,13 +395,16 @@ class WebSocketConnection:
     def tell_end(self, everybody: bool) -> None:
         """The drain is half over: the same again for those that were not open yet.
 
-        At its end, ``everybody``, an app that has not answered the handshake is told, too.
+        At its end, ``everybody``, an app that has not answered the handshake is told, too, and no
+        client has time left to answer our close.
         """
         if everybody and self.session.state == "connecting":
             self.session.disconnect(1012, "")
             self.refuse(503, "Service Unavailable")
         else:
             self.close_with(1012)
+            if everybody and self.machine is not None:
+                self.finish(True)
 
     def log(self, status: int) -> None:
         """Write the access line of the handshake."""

@@ -979,6 +979,9 @@ def test_hints_are_checked(server):
     cases = {
         b"</a>\r\nx: y": "ValueError",
         b"</a>\0": "ValueError",
+        b"": "ValueError",
+        b"junk": "ValueError",
+        b"</a": "ValueError",
         "</a>": "TypeError",
         7: "TypeError",
     }

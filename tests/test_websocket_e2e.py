@@ -487,6 +487,17 @@ def test_shutdown_is_1012():
             assert server.wait(5) == 0
 
 
+def test_shutdown_does_not_wait_for_the_answer_to_1012_beyond_its_deadline():
+    """Who does not answer sees our close and a clean end, not the reset of a later time-out."""
+    with Server("tests.apps_websocket:app", "--timeout-graceful-shutdown", "0.2") as server:
+        with WebSocketClient(server.address) as client:
+            opened(client)
+            server.send_signal(signal.SIGTERM)
+            assert client.read_exactly(4) == b"\x88\x02\x03\xf4"
+            assert client.socket.recv(1) == b""  # or ConnectionResetError
+            assert server.wait(5) == 0
+
+
 def test_the_access_log_has_a_line(server, client):
     opened(client, "/scope?logged=1")
     assert server.wait_for_access(r"logged=1.* 101")
