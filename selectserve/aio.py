@@ -18,7 +18,7 @@ from .facade import FacadeLoop, facade_class
 from .guest import TrioStepper
 from .logs import error_logger
 from .reactor import Reactor
-from .task import NativeStepper, release
+from .task import NativeStepper, ignore_end, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class SpawnedTask:
         if self.task is not None:
             self.task = None
             self.stepper.tasks.discard(self)
-        self.on_done(exc)
+        on_done, self.on_done = self.on_done, ignore_end  # it holds the request, which holds this
+        on_done(exc)
 
     def on_task_done(self, _task: asyncio.Task[Any]) -> None:
         """Tell the end of a task that was cancelled before its first step."""

@@ -637,3 +637,14 @@ async def block():
     """Block the loop, for debug mode to notice."""
     time.sleep(0.15)
     return "blocked"
+
+
+async def count_garbage(scope, receive, send):
+    """Answer how many objects only the cyclic collector could free since the last question."""
+    gc.disable()
+    await receive()
+    if scope["path"] == "/parked":
+        from selectserve import sleep as park
+
+        await park(0)
+    await respond(send, gc.collect() if scope["path"] == "/collect" else None)
