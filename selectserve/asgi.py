@@ -9,6 +9,8 @@ one sentence that teaches.
 
 from __future__ import annotations
 
+from functools import cache
+
 from .errors import ClientDisconnected
 from .filesend import open_path, share_file
 from .grammar import field_list
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
         def response_complete(self, cycle: HTTPCycle) -> None: ...
         def response_broken(self, cycle: HTTPCycle, reason: str) -> None: ...
         def body_wanted(self, cycle: HTTPCycle) -> None: ...
+        def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None: ...
 
 
+PERCENT = 0x25  # "%" as a number: `bytes in bytes` first fails to read them as one, and costs 2 %
 PIECE_COST = 64  # bytes that a piece of a body takes besides its own: chunks may be tiny
 ASGI_VERSION = "3.0"
 HTTP_SPEC_VERSION = "2.5"
-# Each extension, and what must be true of a connection for it to work there (see Offers).
+# Each extension, and what must be true of a connection for it to work there (see offered_to).
 EXTENSIONS = {
     "tls": "tls",  # its content is what the handshake agreed on
     "http.response.trailers": "http 1.1",
@@ -72,20 +76,14 @@ def decode_path(raw_path: bytes) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
-class Offers(dict["tuple[str, str, bool, bool]", "tuple[str, ...]"]):
-    """What EXTENSIONS has for a kind of request: scope type, HTTP version, plain, untraced."""
-
-    __slots__ = ()
-
-    def __missing__(self, kind: tuple[str, str, bool, bool]) -> tuple[str, ...]:
-        scope_type, http_version, plain, untraced = kind
-        facts = {scope_type, http_version, "" if plain else "tls", "" if untraced else "trace"}
-        offered = [name for name, needs in EXTENSIONS.items() if facts.issuperset(needs.split())]
-        self[kind] = tuple(offered)
-        return self[kind]
+@cache
+def offered_to(scope_type: str, http_version: str, plain: bool, untraced: bool) -> tuple[str, ...]:
+    """Return which of EXTENSIONS work for such a request."""
+    facts = {scope_type, http_version, "" if plain else "tls", "" if untraced else "trace"}
+    return tuple(name for name, needs in EXTENSIONS.items() if facts.issuperset(needs.split()))
 
 
-OFFERS = Offers()
+USUAL_OFFERS = {version: offered_to("http", version, True, True) for version in ("1.0", "1.1")}
 
 
 def request_scope(
@@ -101,10 +99,14 @@ def request_scope(
     or subprotocols.
     """
     raw_path = request.raw_path
-    path = decode_path(raw_path) if b"%" in raw_path else raw_path.decode("latin-1")
+    path = decode_path(raw_path) if PERCENT in raw_path else raw_path.decode("latin-1")
     if root_path:
         path = root_path + path
         raw_path = root_path.encode() + raw_path
+    offers = USUAL_OFFERS[request.http_version]
+    if scope_type != "http" or transport.secure is not None or transport.trace is not None:
+        plain, untraced = transport.secure is None, transport.trace is None
+        offers = offered_to(scope_type, request.http_version, plain, untraced)
     scope: Scope = {
         "type": "http",
         "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
@@ -119,15 +121,7 @@ def request_scope(
         "client": transport.peer,
         "server": transport.local,
         # one empty dict a request for all those that have nothing to say
-        "extensions": dict.fromkeys(
-            OFFERS[
-                scope_type,
-                request.http_version,
-                transport.secure is None,
-                transport.trace is None,
-            ],
-            {},
-        ),
+        "extensions": dict.fromkeys(offers, {}),
     }
     if transport.secure is not None:
         scope["extensions"]["tls"] = transport.secure.copy()
@@ -239,6 +233,10 @@ class HTTPCycle(Parking):
             self.input = "cut"
         self.release_waiters()
 
+    def on_done(self, exc: BaseException | None) -> None:
+        """The app has returned, or raised."""
+        self.owner.cycle_done(self, exc)
+
     @property
     def waits_for_client(self) -> bool:
         """True when the app has all of the request and waits in receive(): for a disconnect."""
@@ -299,10 +297,10 @@ class HTTPCycle(Parking):
         Raises ClientDisconnected, an OSError, when the client is gone (spec 2.4); RuntimeError,
         TypeError or ValueError, with nothing written, when the message is not right.
         """
-        kind = message.get("type")
-        handler = HTTP_LIFECYCLE[self.state].get(kind)
-        if handler is None:
-            self.refuse(kind)
+        try:
+            handler = HTTP_LIFECYCLE[self.state][message["type"]]
+        except KeyError:
+            self.refuse(message.get("type"))
             return
         if self.disconnected:
             raise ClientDisconnected("the client is gone")
@@ -331,17 +329,19 @@ class HTTPCycle(Parking):
 
     def on_start(self, message: Message) -> None:
         """Hold status and headers until the first piece of the body."""
-        if "status" not in message:
-            raise TypeError("http.response.start needs a status")
+        try:
+            status = message["status"]
+        except KeyError:
+            raise TypeError("http.response.start needs a status") from None
         headers = message.get("headers", ())
         if self.request_id:
             headers = with_request_id(headers, self.request_id)
         writer = self.writer
         if message.get("trailers"):
             accepts = b"trailers" in field_list(self.request.headers, b"te")
-            writer.start(message["status"], headers, True, accepts)
+            writer.start(status, headers, True, accepts)
         else:
-            writer.start(message["status"], headers)
+            writer.start(status, headers)
         self.response_headers = headers
         self.status = writer.status
         self.state = "started"

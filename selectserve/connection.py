@@ -11,8 +11,6 @@ for whatever it waits for now; while it waits for nothing but the app, none.
 
 from __future__ import annotations
 
-from functools import partial
-
 from .access import Exchange, asked_for, log_exchange
 from .asgi import MAX_DISCARD, HTTPCycle, request_scope
 from .errors import Cancelled, ProtocolError
@@ -257,8 +255,7 @@ class HTTPConnection:
             self.parser.read_end()  # what next_event would do: nothing else can follow
             cycle.input = "ended"
         coro = service.app(scope, cycle.receive, cycle.send)
-        on_done = partial(self.cycle_done, cycle)
-        cycle.task = service.stepper.spawn(coro, on_done, service.context.copy())
+        cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
 
     def upgrade(self, request: Request) -> None:
         """Hand the connection over, with the request and the bytes behind it (RFC 9110 §7.8)."""

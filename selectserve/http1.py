@@ -216,7 +216,8 @@ class RequestParser:
 
     def next_event(self) -> HTTPEvent:
         """Return the next event, or NEED_DATA, or CLOSED; raise ProtocolError."""
-        return self.read(self)
+        read = self.read  # not self.read(self): Python would look for a method first
+        return read(self)
 
     def take_whole_body(self) -> bytes:
         """Return the body of the request just read if all of it is here already, else b"".
@@ -253,7 +254,7 @@ class RequestParser:
         if plain is None or not 0 <= end - position <= self.limits.plain_head:
             return self.skip_empty_lines()
         name, target, raw_path, query_string = plain.groups(b"")
-        request = Request(METHODS[name], bytes(target), raw_path, query_string, "1.1")
+        request = Request(METHODS[name], target, raw_path, query_string, "1.1")
         section = buffer[line_end + 2 : end]
         if section == self.section:  # clients repeat themselves
             request.headers = self.section_headers.copy()

@@ -240,7 +240,10 @@ class Reactor:
             return 0.0
         if not self.timers:
             return None
-        return min(max(0.0, self.timers[0][0] - self.clock()), MAX_PATIENCE)
+        left = self.timers[0][0] - self.clock()
+        if left > MAX_PATIENCE:
+            return MAX_PATIENCE
+        return left if left > 0.0 else 0.0  # min and max cost five times as much
 
     def tick(self, patience: float | None = None) -> None:
         """One turn: wait, handle what is ready, fire timers, step tasks, flush.
@@ -260,8 +263,9 @@ class Reactor:
         if self.timers and self.timers[0][0] <= self.now:
             self.fire_timers()
         ready_queue = self.ready
-        for _ in range(len(ready_queue)):  # only those ready now: everybody gets a turn
-            ready_queue.popleft()()
+        if ready_queue:
+            for _ in range(len(ready_queue)):  # only those ready now: everybody gets a turn
+                ready_queue.popleft()()
         unflushed = self.unflushed
         while unflushed:
             unflushed.pop().flush()

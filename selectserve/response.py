@@ -62,7 +62,7 @@ class ResponseLines(dict["tuple[bytes, ...]", bytes]):
         super().__init__()
         self.special: dict[tuple[bytes, ...], tuple[bytes, bytes]] = {}
         # Whole heads, by status and headers: status and header lines, and the Content-Length
-        self.heads: dict[tuple[int, tuple[tuple[bytes, ...], ...]], tuple[bytes, int | None]] = {}
+        self.heads: dict[tuple[int, tuple[Iterable[bytes], ...]], tuple[bytes, int | None]] = {}
 
     def __missing__(self, pair: tuple[bytes, ...]) -> bytes:
         name, value = check_pair(pair)
@@ -190,15 +190,15 @@ class ResponseWriter:
 
         ``trailers`` are promised by the app, and sent if the client accepts them (TE: trailers).
         """
-        pairs = tuple(map(tuple, headers))
+        pairs = tuple(headers)
         self.trailers = trailers and self.http_version == "1.1"
         self.accepts_trailers = accepts_trailers
         try:
             known = None if trailers else self.lines.heads.get((status, pairs))
-        except TypeError:  # not hashable, so not bytes: encode_head says which
+        except TypeError:  # lists for pairs; or not bytes, encode_head says which
             known = None
         if known is None or type(status) is float:  # 200.0 is found as 200
-            self.head = self.encode_head(status, pairs)
+            self.head = self.encode_head(status, tuple(map(tuple, pairs)))
         else:
             lines, self.declared = known
             self.head = lines + self.defaults.server + self.defaults.date

@@ -215,10 +215,7 @@ class NativeStepper:
 
     def spawn(self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context) -> Cancels:
         """Start a task; its first step runs at once, unless another task is being stepped."""
-        if self.stepping:
-            task = Task(self, coro, on_done, context)
-            self.reactor.call_soon(task.step)
-        else:
+        if not self.stepping:
             # Most requests end in their first step: those never become a Task.
             self.stepping = True
             try:
@@ -234,6 +231,9 @@ class NativeStepper:
             self.stepping = False
             task = Task(self, coro, on_done, context)
             task.park(trap)
+        else:
+            task = Task(self, coro, on_done, context)
+            self.reactor.call_soon(task.step)
         self.tasks.add(task)
         return task
 
