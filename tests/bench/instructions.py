@@ -87,7 +87,9 @@ def count(
     app, request = REQUESTS[kind]
     with tempfile.TemporaryDirectory(prefix="selectserve-bench-") as home:
         output = Path(home) / "counts"
-        order = Order(app, prefix=prefix(counter, output), environment={"PYTHONHASHSEED": "0"})
+        # fifty times slower, each step is a slow one: what the watchdog writes would be counted
+        environment = {"PYTHONHASHSEED": "0", "SELECTSERVE_SLOW_STEP": "60"}
+        order = Order(app, prefix=prefix(counter, output), environment=environment)
         with serving(name, order, python, cores, PATIENCE) as server:
             connection = Connection(server.port)
             for _ in range(requests):
