@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from .bundle import write_bundle
 from .config import Config, all_options, environment_values
@@ -26,6 +27,7 @@ def make_parser(version: str) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="selectserve",
+        formatter_class=partial(argparse.HelpFormatter, width=help_width()),
         usage="%(prog)s [options] [APP]",
         description="Serve an ASGI app with nothing but the standard library.",
         argument_default=argparse.SUPPRESS,
@@ -62,6 +64,17 @@ def make_parser(version: str) -> argparse.ArgumentParser:
                 help=option.meaning + default,
             )
     return parser
+
+
+def help_width() -> int:
+    """Return how wide help may be: what argparse asks shutil, which loads three compressors."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns) - 2
+    try:
+        return (os.get_terminal_size().columns or 80) - 2
+    except (OSError, ValueError):  # no terminal, or stdout is closed
+        return 78
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -126,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     from . import __version__
 
-    parser = make_parser(__version__)
-    given = vars(parser.parse_args(arguments))
+    given = vars(make_parser(__version__).parse_args(arguments))
     if given.get("explain"):
         print(explain(wants_colour(sys.stdout, None)), end="")
         return 0
@@ -137,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.get("bundle"):
             return write_bundle(given["bundle"], given["apps"], config.app_dir)
     except ConfigError as exc:
-        parser.print_usage(sys.stderr)
+        make_parser(__version__).print_usage(sys.stderr)
         print(f"selectserve: error: {exc}", file=sys.stderr)
         return exc.exit_code
     if given.get("print_config"):

@@ -163,9 +163,13 @@ def resolve(host: str, port: int) -> Resolved:
         names = ["127.0.0.1", "::1"]
     found: Resolved = []
     for name in names:
+        # as bytes: for any str Python loads its tables of international names, 1 MB
+        known = name.encode() if name is not None and name.isascii() else name
         try:
-            infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except (OSError, UnicodeError) as exc:
+            infos = socket.getaddrinfo(
+                known, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        except (OSError, ValueError) as exc:
             reason = getattr(exc, "strerror", None) or exc
             raise ConfigError(f"cannot resolve host {host!r}: {reason}", 3) from None
         for family, kind, protocol, _, address in infos:

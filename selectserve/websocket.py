@@ -37,7 +37,7 @@ FIN, RSV, RSV1, MASKED, CONTROL_BIT = 0x80, 0x70, 0x40, 0x80, 0x08
 LENGTH_16 = Struct(">BBH")
 LENGTH_64 = Struct(">BBQ")
 # RFC 6455 §7.4 and IANA's registry; 1004, 1005, 1006 and 1015 never stand in a frame.
-CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)))
+CLOSE_CODES, APP_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015)}, range(3000, 5000)
 
 MAX_FRAGMENTS = 16384  # of one message, and one more for every 32 bytes: each costs time
 SMALL_MESSAGE = 64  # shorter ones are not compressed: they gain nothing and cost 5 µs
@@ -406,7 +406,7 @@ class WebSocket:
         code, reason = 1005, ""
         if data:
             code = int.from_bytes(data[:2], "big")
-            if code not in CLOSE_CODES:  # as no single byte is
+            if code not in CLOSE_CODES and code not in APP_CODES:  # as no single byte is
                 return self.fail(1002, f"invalid close frame {data[:40]!r}")
             try:
                 reason = str(data[2:], "utf-8")
@@ -523,7 +523,7 @@ class WebSocket:
         """Queue a close frame; nothing can be sent behind it."""
         if not isinstance(code, int):
             raise TypeError(f"a close code is an int, not {code!r}")
-        if code not in CLOSE_CODES:
+        if code not in CLOSE_CODES and code not in APP_CODES:
             raise ValueError(
                 f"close code {code} cannot be sent: use 1000 to 1003, 1007 to 1014, or 3000 to "
                 "4999 for your own (RFC 6455 §7.4)"
