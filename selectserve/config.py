@@ -496,7 +496,10 @@ class Config:
         60.0, "seconds a client may read nothing", kind=seconds, group="deadlines"
     )
     timeout_graceful_shutdown = Option(
-        10.0, "seconds for requests to end at shutdown", kind=seconds, group="deadlines"
+        10.0,
+        "seconds for requests to end at shutdown; streams have half",
+        kind=seconds,
+        group="deadlines",
     )
     timeout_lifespan = Option(
         60.0,

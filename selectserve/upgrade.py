@@ -335,8 +335,10 @@ class WebSocketConnection:
             hint = session.stepper.explain(exc)
             log_app_error(exc, asked_for(session.request, "WebSocket"), hint)
         if session.state == "open":
-            failed = exc is not None and not isinstance(exc, Cancelled)
-            self.close_with(1012 if service.draining else 1011 if failed else 1000)
+            if isinstance(exc, Cancelled):
+                self.close_with(1012 if service.draining else 1000)
+            else:
+                self.close_with(1000 if exc is None else 1011)
         elif session.state in ("connecting", "denying"):
             if self.writer is not None and self.writer.framing != "held":
                 self.transport.abort()  # a clean end could look like a complete answer
@@ -389,11 +391,10 @@ class WebSocketConnection:
         return held if self.machine is None else held + self.machine.buffered
 
     def close_if_idle(self, gently: bool) -> None:
-        """At shutdown no WebSocket is idle: 1012 tells the client to come again (RFC 6455 §7.4)."""
-        self.close_with(1012)
+        """At shutdown no WebSocket is idle: it goes on until it is told."""
 
     def tell_end(self, everybody: bool) -> None:
-        """The drain is half over: the same again for those that were not open yet.
+        """Half of the drain is over: 1012 tells the client to come again (RFC 6455 §7.4).
 
         At its end, ``everybody``, an app that has not answered the handshake is told, too, and no
         client has time left to answer our close.

@@ -413,7 +413,8 @@ def test_an_endless_event_stream_is_told_in_the_middle_of_the_drain(serve, numbe
 
 
 def test_a_websocket_is_told_to_come_again(serve):
-    server = serve(*LIFE)
+    """In the middle of the drain, like any stream; until then it goes on."""
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "2.0")
     with server.connect() as client:
         client.send(
             b"GET /ws?tag HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -421,12 +422,18 @@ def test_a_websocket_is_told_to_come_again(serve):
         )
         assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
         server.send_signal()
+        server.wait_for_log("shutting down")
+        client.send(b"\x81\x82\0\0\0\0hi")
+        assert client.read_exactly(4) == b"\x81\x02hi"
+        assert "telling" not in server.log_text()
         assert client.read_exactly(4) == b"\x88\x02" + struct.pack("!H", 1012)
         client.send(b"\x88\x82\0\0\0\0" + struct.pack("!H", 1012))
         client.read_until_close()
     assert server.wait() == 0
     log = server.log_text()
-    assert log.index("APP tag disconnect 1012") < log.index("APP lifespan shutdown")
+    told, left = log.index("telling"), log.index("APP tag disconnect 1012")
+    assert told < left < log.index("APP lifespan shutdown")
+    assert "cancelling" not in log
 
 
 def test_a_second_signal_skips_the_drain_but_not_the_lifespan(serve):

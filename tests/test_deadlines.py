@@ -705,6 +705,126 @@ def test_streams_are_told_when_half_of_the_drain_is_over():
     assert stage.now < 10
 
 
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+CLOSE_1012 = b"\x88\x02\x03\xf4"
+
+
+@pytest.fixture
+def echo():
+    """Make a stage for an app that echoes WebSocket messages and notes its end."""
+
+    def make(**options):
+        log = []
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            while True:
+                message = await receive()
+                if message["type"] == "websocket.disconnect":
+                    log.append((message["code"], round(stage.now, 1)))
+                    return
+                if message["text"] == "fail":
+                    raise ZeroDivisionError
+                if message["text"] == "return":
+                    return
+                await send({"type": "websocket.send", "text": message["text"]})
+
+        stage = Stage(app, **options)
+        return log, stage
+
+    return make
+
+
+@pytest.mark.parametrize("seconds", [10.0, 4.0])
+def test_websockets_go_on_until_half_of_the_drain_is_over(echo, seconds):
+    log, stage = echo(timeout_graceful_shutdown=seconds)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(UPGRADE)
+        yield 1.0
+        stage.signal()
+        yield seconds / 2 - 0.1
+        visitor.say(b"\x81\x82\0\0\0\0hi")
+        yield 0.05
+        assert visitor.received.endswith(b"\r\n\r\n\x81\x02hi")
+        yield 0.06
+        assert visitor.received.endswith(b"\x81\x02hi" + CLOSE_1012)
+        visitor.say(b"\x88\x82\0\0\0\0\x03\xf4")
+
+    visitor = stage.visit(script)
+    assert stage.play() == 0
+    assert log == [(1012, 1 + seconds / 2)]
+    assert visitor.ended_at == about(1 + seconds / 2 + 0.01)
+
+
+def test_a_websocket_that_does_not_answer_1012_has_the_rest_of_the_drain(echo):
+    log, stage = echo()
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(UPGRADE)
+        yield 1.0
+        stage.signal()
+
+    visitor = stage.visit(script)
+    assert stage.play() == 0
+    assert log == [(1012, 6.0)]
+    assert visitor.received.endswith(CLOSE_1012)
+    assert visitor.ended_at == about(11)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "told"),
+    [
+        (b"\x88\x82\0\0\0\0\x03\xe8", b"\x88\x02\x03\xe8", [(1000, 3.0)]),
+        (b"\x81\x86\0\0\0\0return", b"\x88\x02\x03\xe8", []),
+        (b"\x81\x84\0\0\0\0fail", b"\x88\x02\x03\xf3", []),
+    ],
+    ids=["its client closes", "its app returns", "its app fails"],
+)
+def test_a_websocket_that_ends_in_time_is_not_disturbed(echo, said, answer, told):
+    """Its code is what it would be at any time, and nobody waits any longer."""
+    log, stage = echo()
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(UPGRADE)
+        yield 1.0
+        stage.signal()
+        yield 2.0
+        visitor.say(said)
+        yield 0.1
+        visitor.link.hang_up()
+
+    visitor = stage.visit(script)
+    assert stage.play() == 0
+    assert (log, visitor.received[-4:]) == (told, answer)
+    assert stage.now < 3.2
+
+
+def test_a_second_signal_tells_the_websockets_at_once(echo):
+    log, stage = echo()
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(UPGRADE)
+        yield 1.0
+        stage.signal()
+        yield 1.0
+        assert log == []
+        stage.signal()
+
+    visitor = stage.visit(script)
+    assert stage.play() == 0
+    assert log == [(1012, 2.0)]
+    assert visitor.received.endswith(CLOSE_1012)
+
+
 def test_a_long_poll_is_told_too_and_may_answer():
     log = []
 

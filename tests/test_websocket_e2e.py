@@ -478,10 +478,15 @@ def test_without_a_timeout_it_is_asked_again_and_again():
 
 
 def test_shutdown_is_1012():
-    with Server("tests.apps_websocket:app") as server:
+    """When half of the drain is over, and not before."""
+    with Server("tests.apps_websocket:app", "--timeout-graceful-shutdown", "1") as server:
         with WebSocketClient(server.address) as client:
             opened(client)
             server.send_signal(signal.SIGTERM)
+            server.wait_for_log("shutting down")
+            client.send(encode(TEXT, b"meanwhile"))
+            assert client.read_frame()[:2] == (TEXT, b"meanwhile")
+            assert "telling" not in server.log_text()
             assert client.read_close()[0] == 1012
             assert client.end()
             assert server.wait(5) == 0

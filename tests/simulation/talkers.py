@@ -302,7 +302,7 @@ class Talker(Client):
         allowed |= {4001} if self.app_does == "closes" else set()
         allowed |= {1002} if self.manner == "broken" else set()
         allowed |= {1011} if self.manner == "silent" or self.world.storm else set()
-        allowed |= {1012} if self.world.signals else set()
+        allowed |= {1012} if self.is_late() else set()
         if self.world.busy:
             allowed |= {1011}
         if code not in allowed:
@@ -310,6 +310,12 @@ class Talker(Client):
         if not self.closing and self.manner != "silent":
             self.closing = True
             self.reply(frame(CLOSE, struct.pack("!H", code), self.random))
+
+    def is_late(self):
+        """Tell whether half of the drain is over, or a second signal has cut it short."""
+        world, signals = self.world, self.world.signals
+        half = world.options["timeout_graceful_shutdown"] / 2
+        return len(signals) > 1 or (signals and world.clock.now >= signals[0][0] + half)
 
     def check_end(self):
         """Was the end told as it was?"""

@@ -170,6 +170,11 @@ def drain_hastily(self):
     return real_drain(self)
 
 
+def tell_too_early(self, gently):
+    """Close a WebSocket in the first moment of the drain."""
+    self.close_with(1012)
+
+
 def put_twice(self, text, data):
     """Tell a message again."""
     real_put(self, text, data)
@@ -229,6 +234,7 @@ BREAKAGES = {
     "a silent WebSocket is not asked": (WebSocketConnection, "on_deadline", never),
     "a lost WebSocket is not told": (WebSocketConnection, "connection_lost", never),
     "a WebSocket is not closed": (WebSocketConnection, "finish", never),
+    "WebSockets go too early at shutdown": (WebSocketConnection, "close_if_idle", tell_too_early),
     "WebSockets stay at shutdown": (WebSocketConnection, "close_with", never),
     "cancelled timers are not counted": (Reactor, "forget_timer", never),
 }
