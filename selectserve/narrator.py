@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .trace import Tells
 
 READY_WORDS = {
+    0: "gone",
     EVENT_READ: "to read",
     EVENT_WRITE: "to write",
     EVENT_READ | EVENT_WRITE: "to read and to write",

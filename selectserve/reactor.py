@@ -36,6 +36,8 @@ EVENT_WRITE = selectors.EVENT_WRITE
 NEVER = float("inf")
 MAX_PATIENCE = 86400.0  # select() refuses what does not fit a C int of milliseconds
 PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without waiting
+UNHEARD_INTERVAL = 1.0  # seconds, where the selector does not tell of hang-ups unasked
+LOOK = 4  # a mask: it may be gone, look
 MIN_CANCELLED = 64  # below it, cancelled timers are left to come up by themselves
 
 
@@ -125,6 +127,8 @@ class Reactor:
         self.timers: list[tuple[float, int, Timer]] = []  # tuples are compared in C
         self.timer_numbers = itertools.count()
         self.cancelled_timers = 0
+        self.unheard: dict[int | socket.socket, Handler] = {}  # whose end is told by no selector
+        self.looks = False  # …so that a timer runs
         self.running = False
         self.on_turn: Callable[[], object] | None = None  # told when a wait has ended
         self.on_signal: Callable[[int], object] = int  # int(n) is n: nothing
@@ -170,12 +174,41 @@ class Reactor:
         return handler
 
     def modify(self, fileobj: int | socket.socket, interest: int, handler: Handler) -> None:
-        """Change what is waited for."""
-        self.selector.modify(fileobj, interest, handler)
+        """Change what is waited for; 0 is only that the other side is gone.
+
+        epoll and poll tell a hang-up unasked: ``handler(0)`` is called. kqueue and select want to
+        be asked for something: there ``handler(LOOK)`` is called once a second.
+        """
+        if fileobj in self.unheard:
+            if not interest:
+                self.unheard[fileobj] = handler
+                return
+            del self.unheard[fileobj]
+            self.selector.register(fileobj, interest, handler)
+            return
+        try:
+            self.selector.modify(fileobj, interest, handler)
+        except ValueError:  # and it is not registered any more
+            if interest:
+                raise
+            self.unheard[fileobj] = handler
+            if not self.looks:
+                self.looks = True
+                self.call_later(UNHEARD_INTERVAL, self.look_after)
+
+    def look_after(self) -> None:
+        """Have those looked at whose end the selector does not tell."""
+        handlers = list(self.unheard.values())
+        self.looks = bool(handlers)
+        if handlers:
+            self.call_later(UNHEARD_INTERVAL, self.look_after)
+        for handler in handlers:
+            handler(LOOK)
 
     def unregister(self, fileobj: int | socket.socket) -> None:
         """Wait no longer; to be called before the descriptor is closed."""
-        self.selector.unregister(fileobj)
+        if self.unheard.pop(fileobj, None) is None:
+            self.selector.unregister(fileobj)
 
     # -- time and turns ------------------------------------------------------------------------
 

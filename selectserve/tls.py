@@ -135,8 +135,8 @@ class TLSTransport(Transport):
         """The client will send nothing more."""
         if self.state == "open":
             self.reading = False
-            self.update_interest()
             self.protocol.eof_received()
+            self.update_interest()
 
     # -- out -----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 
-from .reactor import EVENT_READ, EVENT_WRITE, NEVER, Deadline, Reactor
+from .reactor import EVENT_READ, EVENT_WRITE, LOOK, NEVER, Deadline, Reactor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ MAX_PIECES = 64  # in one sendmsg; IOV_MAX is 1024 on Linux and 16 in POSIX
 PROGRESS = 4096  # bytes that count as progress of a slow reader
 LINGER_TIME = 2.0  # seconds to let the client read our last words
 LINGER_BYTES = 1 << 20  # and how much we let it say meanwhile
+UNREGISTERED = -1  # no interest, not even in the end
 HAVE_SENDMSG = hasattr(socket.socket, "sendmsg")
 FILE_PIECE = 1 << 19  # bytes of a file that the kernel may take in one turn; more gains little
 FILE_READ = 131072  # and that are read where it cannot
@@ -106,7 +107,7 @@ class Transport:
         self.write_timeout = write_timeout
         self.state: TransportState = "open"
         self.protocol: ByteProtocol = NO_PROTOCOL
-        self.interest = 0  # the mask registered now
+        self.interest = UNREGISTERED  # else the mask registered now; 0 hears of the end only
         self.blocked = False  # the last write was short: EVENT_WRITE tells when to go on
         self.drained_at = -NEVER  # when a slow reader had read it all at last
         self.reading = True
@@ -171,14 +172,21 @@ class Transport:
             self.lost(None)
             raise
 
+    def on_hangup(self, ready: int) -> None:
+        """The client is gone, while we wait for nothing of it; with LOOK, only if it really is."""
+        if self.state != "closed":
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error or ready != LOOK:
+                self.lost(OSError(error, os.strerror(error)) if error else None)
+
     def received(self, data: bytes) -> None:
         """Hand ``data`` to the protocol; b"" is the end of the stream."""
         if data:
             self.protocol.data_received(data)
         else:
             self.reading = False  # or a level-triggered selector would report it for ever
+            self.protocol.eof_received()  # which closes, as a rule: one system call, not two
             self.update_interest()
-            self.protocol.eof_received()
 
     def flush(self) -> None:
         """Send what was gathered in this turn; ask for EVENT_WRITE only if it did not all go."""
@@ -301,8 +309,8 @@ class Transport:
     def detach(self) -> socket.socket:
         """Let go of the socket and return it: another transport goes on with it."""
         self.state = "closed"
-        if self.interest:
-            self.interest = 0
+        if self.interest != UNREGISTERED:
+            self.interest = UNREGISTERED
             self.reactor.unregister(self.sock)
         if self.deadline is not None:
             self.deadline.close()
@@ -512,13 +520,12 @@ class Transport:
         """Tell the selector what is waited for now, if that changed: the one place that does."""
         reads = self.reading and not self.held
         wanted = (EVENT_READ if reads else 0) | (EVENT_WRITE if self.blocked else 0)
-        if wanted == self.interest:
+        if wanted == self.interest or self.state == "closed":
             return
-        handler = self.read if wanted == EVENT_READ else self.on_ready
-        if not self.interest:
+        others = self.on_ready if wanted else self.on_hangup
+        handler = self.read if wanted == EVENT_READ else others
+        if self.interest == UNREGISTERED:
             self.reactor.register_own(self.sock, wanted, handler)
-        elif not wanted:
-            self.reactor.unregister(self.sock)
         else:
             self.reactor.modify(self.sock, wanted, handler)
         self.interest = wanted
@@ -530,8 +537,8 @@ class Transport:
         self.state = "closed"
         if self.trace:
             self.trace("close", self, exc or f"{self.out_size} bytes left unsent")
-        if self.interest:
-            self.interest = 0
+        if self.interest != UNREGISTERED:
+            self.interest = UNREGISTERED
             self.reactor.unregister(self.sock)
         self.blocked = False  # the rest of this turn must not touch the socket
         self.sock.close()

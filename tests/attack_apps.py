@@ -167,6 +167,15 @@ async def stuck(scope, receive, send):
 
 
 @route
+async def watch(scope, receive, send):
+    """Wait for the disconnect, behind whatever was asked."""
+    note(scope, "watches")
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    note(scope, "disconnected")
+
+
+@route
 async def events(scope, receive, send):
     """Server-sent events without end."""
     headers = [(b"content-type", b"text/event-stream")]
@@ -222,6 +231,8 @@ async def app_of_all(scope, receive, send):
         return
     await receive()
     await send({"type": "websocket.accept"})
+    if scope["path"] == "/deaf":
+        await gate(scope["query_string"]).wait()
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":

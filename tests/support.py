@@ -529,6 +529,9 @@ class FakeClock:
         self.now += seconds
 
 
+HANGUP = 16  # for set_ready: told unasked, also to those who wait for nothing
+
+
 class FakeSelector:
     """A selector whose test says what is ready: ``selector.set_ready(sock, EVENT_READ)``.
 
@@ -581,7 +584,7 @@ class FakeSelector:
         result = []
         for fileobj, events in ready.items():
             key = self.keys.get(fileobj)
-            if key is not None and key.events & events:
+            if key is not None and (key.events & events or not key.events and events & HANGUP):
                 result.append((key, key.events & events))
         if not result and self.clock is not None:
             assert timeout is not None, "would wait for ever: nothing is ready and no timer is set"
@@ -613,6 +616,7 @@ class ScriptedSocket:
         self.calls: list[tuple[Any, ...]] = []
         self.options: list[tuple[Any, ...]] = []
         self.closed = False
+        self.error = 0  # the SO_ERROR of a connection that was reset
         self.number = next(self.numbers)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -668,6 +672,12 @@ class ScriptedSocket:
 
     def setsockopt(self, *option: Any) -> None:
         self.options.append(option)
+
+    def getsockopt(self, level: int, option: int) -> int:
+        self.check_open()
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR)
+        error, self.error = self.error, 0
+        return error
 
     def getsockname(self) -> tuple[str, int]:
         return "127.0.0.1", 8000

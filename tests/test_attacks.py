@@ -318,6 +318,54 @@ def test_connections_that_are_reset_leave_nothing(serve, loop):
         print("after ", left(server))
 
 
+UPGRADE = (
+    b"GET %s HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def test_a_reset_is_noticed_behind_what_is_not_read(serve):
+    """So much is pipelined that reading has stopped; the app hears of the reset all the same."""
+    server = serve(APP, *QUIET)
+    for loss in ("half_close", "reset"):
+        with server.connect() as client:
+            client.request("GET", f"/watch?{loss}")
+            server.wait_for_log(f"APP {loss} watches")
+            push(server, client, b"GET /stuck?never HTTP/1.1\r\nHost: a\r\n\r\n", 64 * MIB)
+            getattr(client, loss)()
+            if loss == "reset":
+                server.wait_for_log(f"APP {loss} disconnected")
+            else:
+                until_it_stands_still(server, lambda: left(server)["HTTPConnection"])
+                assert "disconnected" not in server.log_text(), "a half-close is no end"
+
+
+@pytest.mark.parametrize(
+    "head, more, kind",
+    [
+        (
+            b"POST /upload?never HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n",
+            b"x" * 65536,
+            "HTTPConnection",
+        ),
+        (UPGRADE % b"/deaf?never", b"\x81\x82\0\0\0\0hi" * 8000, "WebSocketConnection"),
+    ],
+    ids=["upload", "websocket"],
+)
+def test_a_reset_of_whom_the_app_does_not_receive(serve, head, more, kind):
+    """Nothing is kept for a client that is gone, though its app asks for nothing yet."""
+    server = serve("tests.attack_apps:app_of_all", *QUIET)
+    before = left(server)
+    with server.connect() as client:
+        client.send(head)
+        push(server, client, more, 64 * MIB)
+        now = left(server)
+        for key in (kind, "descriptors"):
+            assert now[key] == before[key] + 1
+        client.reset()
+        until(lambda: left(server)["descriptors"] == before["descriptors"], "it is noticed")
+
+
 def test_connects_that_are_gone_before_they_are_accepted(serve):
     server = serve(APP, *QUIET)
     before = left(server)
@@ -416,10 +464,7 @@ def test_a_websocket_is_told_to_come_again(serve):
     """In the middle of the drain, like any stream; until then it goes on."""
     server = serve(*LIFE, "--timeout-graceful-shutdown", "2.0")
     with server.connect() as client:
-        client.send(
-            b"GET /ws?tag HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        client.send(UPGRADE % b"/ws?tag")
         assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
         server.send_signal()
         server.wait_for_log("shutting down")

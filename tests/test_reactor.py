@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import threading
 
 import pytest
@@ -13,9 +14,11 @@ import pytest
 from selectserve.reactor import (
     EVENT_READ,
     EVENT_WRITE,
+    LOOK,
     MAX_PATIENCE,
     MIN_CANCELLED,
     NEVER,
+    UNHEARD_INTERVAL,
     Deadline,
     Reactor,
 )
@@ -493,6 +496,74 @@ def test_the_end_of_the_other_side_makes_readable(real, pair):
     real.tick()
     assert log == [EVENT_READ]
     real.unregister(one)
+
+
+def test_without_an_interest_only_the_end_is_told(real):
+    """epoll and poll tell it unasked and at once; for the others a timer has us look."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    two = socket.create_connection(listener.getsockname())
+    one, _ = listener.accept()
+    log = []
+
+    def handler(ready):
+        log.append(ready)
+        if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or ready == 0:
+            real.unregister(one)
+            log.append("gone")
+
+    real.register(one, EVENT_READ, handler)
+    real.modify(one, 0, handler)
+    deaf = one in real.unheard
+    assert deaf == (type(real.selector).__name__ in ("SelectSelector", "KqueueSelector"))
+    two.send(b"data")
+    real.tick(0.02)
+    two.shutdown(socket.SHUT_WR)
+    real.tick(0.02)
+    assert log == [], "neither data nor a half-close is the end"
+    real.modify(one, EVENT_READ, handler)
+    assert not real.unheard
+    real.tick()
+    assert log == [EVENT_READ]
+    real.modify(one, 0, handler)
+    real.modify(one, 0, handler)
+    two.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    two.close()
+    while "gone" not in log:
+        real.tick()
+    assert log == [EVENT_READ, LOOK if deaf else 0, "gone"]
+    assert not real.unheard and len(real.selector.get_map()) == 1
+    one.close()
+    listener.close()
+
+
+def test_who_is_looked_after_has_one_timer_and_it_ends():
+    clock, selector, log = FakeClock(), FakeSelector(), []
+    real_modify = selector.modify
+
+    def deaf_modify(fileobj, events, data=None):
+        if not events:
+            selector.unregister(fileobj)
+            raise ValueError("Invalid events: 0")
+        return real_modify(fileobj, events, data)
+
+    selector.modify, selector.clock = deaf_modify, clock
+    reactor = Reactor(selector, clock, wakeup_pair=(ScriptedSocket(), ScriptedSocket()))
+    one, two = ScriptedSocket(), ScriptedSocket()
+    for sock in one, two:
+        reactor.register(sock, EVENT_READ, log.append)
+        for _ in range(3):
+            reactor.modify(sock, 0, log.append)
+            reactor.modify(sock, EVENT_READ, log.append)
+        reactor.modify(sock, 0, log.append)
+    assert len(reactor.timers) == 1
+    for _ in range(3):
+        reactor.tick()
+    assert (log, clock.now) == ([LOOK] * 6, 1000 + 3 * UNHEARD_INTERVAL)
+    for sock in one, two:
+        reactor.unregister(sock)
+    reactor.tick()
+    assert not reactor.timers and not selector.keys.keys() & {one, two}
+    reactor.close()
 
 
 # -- run, stop, faults, close ----------------------------------------------------------------------

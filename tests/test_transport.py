@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket
 import struct
@@ -9,7 +10,7 @@ import struct
 import pytest
 
 from selectserve import transport as room
-from selectserve.reactor import EVENT_READ, EVENT_WRITE, NEVER, Reactor
+from selectserve.reactor import EVENT_READ, EVENT_WRITE, LOOK, NEVER, Reactor
 from selectserve.transport import (
     HIGH_WATERMARK,
     JOIN_LIMIT,
@@ -21,7 +22,7 @@ from selectserve.transport import (
     Transport,
 )
 
-from .support import FakeClock, FakeSelector, ScriptedSocket
+from .support import HANGUP, FakeClock, FakeSelector, ScriptedSocket
 
 RESET = ConnectionResetError(104, "Connection reset by peer")
 AGAIN = BlockingIOError(11, "would block")
@@ -621,6 +622,49 @@ def test_both_readinesses_of_a_turn_in_which_reading_ended_the_connection():
     world.turn(EVENT_READ | EVENT_WRITE)
     assert [call[0] for call in world.sock.calls[count:]] == ["recv", "close"]
     world.check_gone(RESET)
+
+
+@pytest.mark.parametrize("why", ["paused", "held", "ended"])
+@pytest.mark.parametrize("error", [errno.ECONNRESET, 0], ids=["reset", "closed"])
+def test_who_is_gone_while_nothing_is_read_is_noticed(why, error):
+    world = World(recv=[b""])
+    if why == "paused":
+        world.transport.pause_reading()
+    elif why == "held":
+        world.transport.hold_reading(True)
+    else:
+        world.turn(EVENT_READ)
+    assert world.interest == 0 and world.sock in world.selector.keys
+    world.turn(EVENT_READ)
+    assert world.transport.state == "open", "more bytes, or a half-close, are no end"
+    world.sock.error = error
+    world.turn(HANGUP)
+    (told,) = [call[1] for call in world.protocol.calls if call[0] == "lost"]
+    assert (type(told), told and told.errno) == (
+        (ConnectionResetError, error) if error else (type(None), None)
+    )
+    world.check_gone(told)
+
+
+def test_who_is_looked_after_is_closed_only_when_gone():
+    world = World()
+    world.transport.pause_reading()
+    world.transport.on_hangup(LOOK)
+    assert world.transport.state == "open"
+    world.sock.error = errno.ECONNRESET
+    world.transport.on_hangup(LOOK)
+    assert world.transport.state == "closed"
+    world.transport.on_hangup(LOOK)
+
+
+def test_a_client_that_closes_costs_no_call_of_the_selector_but_the_last():
+    world = World(recv=[b""])
+    world.protocol.do["eof"] = world.transport.close
+    world.turn(EVENT_READ)
+    assert [call[0] for call in world.selector.calls if call[1] is world.sock] == [
+        "register",
+        "unregister",
+    ]
 
 
 def test_a_bug_in_the_protocol_closes_the_connection_and_is_not_swallowed():

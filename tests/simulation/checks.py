@@ -10,10 +10,11 @@ import gc
 
 from selectserve.asgi import PIECE_COST
 from selectserve.connection import BODY_WATERMARK, PIPELINE_WATERMARK, HTTPConnection
-from selectserve.reactor import EVENT_READ, EVENT_WRITE, NEVER
+from selectserve.reactor import EVENT_READ, EVENT_WRITE, NEVER, UNHEARD_INTERVAL
 from selectserve.transport import HIGH_WATERMARK, LARGE_READ, READ_SIZE
 from selectserve.upgrade import WebSocketConnection
 
+from .clients import SOON
 from .world import Link, Violation
 
 BIGGEST_MESSAGE = 500_000  # bytes that an app of ours sends at once
@@ -44,7 +45,7 @@ def check_turn(world):
     for connection in service.connections:
         transport = connection.transport
         check_transport(world, transport)
-        registered += bool(transport.interest)
+        registered += transport.sock in world.keys
         if type(connection) is HTTPConnection:
             check_connection(connection)
         else:
@@ -87,6 +88,13 @@ def check_transport(world, transport):
     state, sock = transport.state, transport.sock
     require(state != "closed", "a closed connection is still in the books", transport)
     key = world.keys.get(sock)
+    heard = key is not None or sock in world.reactor.unheard
+    require(heard, "nobody will notice when this client leaves", transport)
+    if sock.broken and not world.storm:
+        seen = world.seen_broken.setdefault(sock, world.clock.now)
+        late = world.clock.now - seen - world.held_around(seen)
+        patience = 0 if world.hears else UNHEARD_INTERVAL
+        require(late <= patience + SOON, "a client that is gone is still in the books", transport)
     require(
         transport.interest == (0 if key is None else key.events),
         "interest and selector disagree",
@@ -146,7 +154,7 @@ def check_connection(connection):
     elif not transport.reading:
         require(
             connection.eof or cycle.disconnected or parser.buffered > PIPELINE_WATERMARK,
-            "nobody will notice when this client leaves",
+            "reading is paused without a reason",
             connection,
         )
 
@@ -180,9 +188,11 @@ def check_end(world):
     require(not left, "descriptors are left", left)
     others = [plug for plug in world.last_keys if type(plug) is Link]
     require(not others, "descriptors are registered", others)
+    require(not reactor.unheard, "somebody is looked after", reactor.unheard)
     abandoned = [call for call in world.running if not call.behaviour.stubborn]
     require(world.storm or not abandoned, "requests were abandoned", abandoned)
-    live = [timer for _, _, timer in world.last_timers if timer.action is not None]
+    none = None, reactor.look_after  # the reactor's own ends when it finds nothing to look after
+    live = [timer for _, _, timer in world.last_timers if timer.action not in none]
     require(not live or world.running or world.storm, "timers are left", live)
     require(service.cycles == len(world.running), "requests are left in the books", service.cycles)
     require(not reactor.unflushed, "something is unflushed", reactor)

@@ -17,7 +17,7 @@ from selectserve.response import ResponseWriter, plain_answer
 from selectserve.server import Server
 from selectserve.session import WebSocketSession
 from selectserve.task import Task, Waiter
-from selectserve.transport import Transport
+from selectserve.transport import UNREGISTERED, Transport
 from selectserve.upgrade import WebSocketConnection
 
 from ..support import ROOT
@@ -105,9 +105,9 @@ def lost_without_a_word(self, exc):
 def lost_but_not_closed(self, exc):
     """Leak the descriptor."""
     sock, self.sock = self.sock, type("Hole", (), {"close": never, "fileno": lambda self: -1})()
-    if self.interest:
+    if self.interest != UNREGISTERED:
         self.reactor.unregister(sock)
-        self.interest = 0
+        self.interest = UNREGISTERED
     real_lost(self, exc)
 
 
@@ -170,6 +170,16 @@ def drain_hastily(self):
     return real_drain(self)
 
 
+def unregister_instead(self, fileobj, interest, handler):
+    """Be deaf to the end of whom we do not read."""
+    if interest:
+        real_modify(self, fileobj, interest, handler)
+    else:
+        self.unheard[fileobj] = handler
+        if self.selector.hears:
+            self.selector.unregister(fileobj)
+
+
 def tell_too_early(self, gently):
     """Close a WebSocket in the first moment of the drain."""
     self.close_with(1012)
@@ -194,6 +204,7 @@ real_begin = ResponseWriter.begin
 real_take_body = RequestParser.take_body
 real_body_wanted = HTTPConnection.body_wanted
 real_drain = Server.drain
+real_modify = Reactor.modify
 
 BREAKAGES = {
     "a lingering close becomes a close": (Transport, "linger", Transport.close),
@@ -214,6 +225,9 @@ BREAKAGES = {
     "waiting sends are not released": (HTTPCycle, "release_waiters", never),
     "the end of input is not told": (HTTPConnection, "eof_received", never),
     "a disconnect wakes nobody": (HTTPCycle, "on_disconnect", disconnect_quietly),
+    "a hang-up is not heard": (Transport, "on_hangup", never),
+    "a hang-up is not listened for": (Reactor, "modify", unregister_instead),
+    "a deaf selector is not helped": (Reactor, "look_after", never),
     "a disconnect is not told": (HTTPConnection, "connection_lost", never),
     "a request is answered twice": (HTTPConnection, "response_complete", answer_twice),
     "pipelined requests run at once": (HTTPConnection, "body_wanted", pipeline_without_order),

@@ -237,6 +237,16 @@ class Link(Plug):
             ready |= EVENT_WRITE
         return ready
 
+    def is_gone(self):
+        """Tell whether a selector would tell of a hang-up."""
+        return self.broken or (self.client_ended and self.server_ended)
+
+    def getsockopt(self, level, option):
+        self.open()
+        if option != socket.SO_ERROR or level != socket.SOL_SOCKET:
+            raise Violation(f"{self!r}: unknown option {option!r}")
+        return 104 if self.broken else 0
+
     def break_server_end(self):
         """A reset arrives at the server."""
         self.broken = True
@@ -307,6 +317,8 @@ class World:
         # In a noisy world readiness comes late or for nothing; a request may then meet a deadline
         # that it would have met in time, so that no app holds the reactor there.
         self.noisy = storm > 0 or self.happens(0.5)
+        self.seen_broken = {}  # links that are reset, and since when it could be known
+        self.hears = exact or not self.happens(0.3)  # hang-ups, unasked
         self.before_wait = lambda: None  # the invariants
         self.when_still = lambda: False  # nothing will happen any more; True if now it does
         self.wakeup = Wakeup(self)
@@ -393,8 +405,15 @@ class World:
         self.keys[plug] = selectors.SelectorKey(plug, plug.number, events, data)
 
     def modify(self, plug, events, data=None):
-        self.unregister(plug)
-        self.register(plug, events, data)
+        plug.open()
+        if plug not in self.keys:
+            raise Violation(f"{plug!r} is modified, but was not registered")
+        if events == self.keys[plug].events:
+            raise Violation(f"{plug!r} is registered for {events!r} already")
+        if not events and not self.hears:  # as kqueue and select
+            del self.keys[plug]
+            raise ValueError(f"Invalid events: {events!r}")
+        self.keys[plug] = selectors.SelectorKey(plug, plug.number, events, data)
 
     def unregister(self, plug):
         if plug not in self.keys:
@@ -446,7 +465,10 @@ class World:
             if plug.closed:
                 raise Violation(f"{plug!r} was closed while registered")
             mask = plug.readiness() & key.events
-            if mask and not self.happens(missed):
+            if not key.events:  # it is told of the end only, unasked, and never for nothing
+                if plug.is_gone() and not self.happens(missed):
+                    ready.append((key, 0))
+            elif mask and not self.happens(missed):
                 ready.append((key, mask))
             elif self.happens(0.002):
                 ready.append((key, key.events))  # spurious
