@@ -97,17 +97,34 @@ def describe_parking(task: Any) -> dict[str, str] | None:
     return {"waits": waits, "place": place_of(frame), "text": text}
 
 
-def unfinished_requests(service: Service) -> str:
-    """Count the requests in flight, and name the one that has been so for longest."""
-    text = f"{service.cycles} requests"
-    cycles = [c.cycle for c in service.connections if isinstance(c, HTTPConnection)]
-    here = [cycle for cycle in cycles if cycle is not None]
-    if here:
-        oldest = min(here, key=lambda cycle: cycle.started_at)
+def unfinished_work(service: Service, arrivals: int) -> str:
+    """Count what is not at its end, and name the request that has been in flight for longest."""
+    cycles, sockets, others = [], 0, arrivals
+    for connection in service.connections:
+        if isinstance(connection, HTTPConnection) and connection.cycle is not None:
+            cycles.append(connection.cycle)
+        elif isinstance(connection, WebSocketConnection) and connection.session.task is not None:
+            sockets += 1
+        else:
+            others += 1
+    texts = [count_of(len(cycles), "request")]
+    if cycles:
+        oldest = min(cycles, key=lambda cycle: cycle.started_at)
         asked = asked_for(oldest.request)[:MAX_TARGET]
         age = service.reactor.clock() - oldest.started_at
-        text += f" (the oldest {asked}, {age:.1f} s)"
-    return text
+        texts[0] += f" (the oldest {asked}, {age:.1f} s)"
+    behind = service.cycles - len(cycles) - sockets  # of clients that are answered, or gone
+    texts += [
+        count_of(sockets, "WebSocket"),
+        count_of(behind, "background call"),
+        count_of(others, "other connection" if cycles or sockets else "connection"),
+    ]
+    return ", ".join(filter(None, texts)) or "nothing"
+
+
+def count_of(count: int, what: str) -> str:
+    """Return "1 request", "2 requests" or, for none, nothing."""
+    return f"{count} {what}{'s' * (count > 1)}" if count > 0 else ""
 
 
 def connection_table(service: Service) -> str:

@@ -19,7 +19,7 @@ from contextvars import copy_context
 from .access import AccessFormat, RequestIds
 from .aio import load_and_choose
 from .arrival import Entrance
-from .census import connection_table, unfinished_requests
+from .census import connection_table, unfinished_work
 from .certificates import make_certificates
 from .config import Config
 from .errors import Cancelled, ConfigError
@@ -321,19 +321,18 @@ class Server:
         service.on_change = self.wake
         service.draining = "gently"
         self.close_idle(gently=self.retiring)
-        error_logger.info(
-            "shutting down: listeners closed, to be finished: %s", unfinished_requests(service)
-        )
+        error_logger.info("shutting down: listeners closed, to be finished: %s", self.unfinished())
         if await self.idle_until(began + timeout * SOFT_PART, 1):
             return
         if self.stops < 2:
             self.close_idle(gently=False)
-            error_logger.info("telling the long ones to end, of %s", unfinished_requests(service))
+            error_logger.info("telling the long ones to end, of %s", self.unfinished())
             for connection in list(service.connections):
                 connection.tell_end(False)
             if await self.idle_until(began + timeout, 1):
                 return
-        error_logger.warning("cancelling %s", unfinished_requests(service))
+        word = "cancelling" if service.cycles else "closing"
+        error_logger.warning("%s %s", word, self.unfinished())
         for connection in list(service.connections):
             connection.tell_end(True)  # a disconnect is delivered before a cancel
         await self.idle_until(self.reactor.clock() + TELL_TIME, 2)
@@ -360,13 +359,17 @@ class Server:
     async def idle_until(self, at: float, stops: int) -> bool:
         """Wait until all work is done; False when the time is over or a stop came meanwhile."""
         service = self.service
-        while service.cycles or self.entrance.pending or self.unfinished(stops):
+        while service.cycles or self.entrance.pending or self.needs_connections(stops):
             if self.stops > stops or self.reactor.clock() >= at:
                 return False
             await self.change(at)
         return True
 
-    def unfinished(self, stops: int) -> bool:
+    def unfinished(self) -> str:
+        """Say what there is still."""
+        return unfinished_work(self.service, len(self.entrance.pending))
+
+    def needs_connections(self, stops: int) -> bool:
         """Tell whether connections are still needed; in a hurry those that only linger are not."""
         return any(
             stops < 2 or connection.transport.state != "lingering"

@@ -491,7 +491,7 @@ def test_a_second_signal_skips_the_drain_but_not_the_lifespan(serve):
         server.send_signal(signal.SIGINT)
         assert client.read_response().status == 503
         assert server.wait() == 0
-    server.wait_for_log(r"cancelling 1 requests \(the oldest GET /stuck, \d+\.\d s\)")
+    server.wait_for_log(r"cancelling 1 request \(the oldest GET /stuck, \d+\.\d s\)")
     server.wait_for_log("APP lifespan shutdown")
 
 

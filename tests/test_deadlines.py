@@ -825,6 +825,77 @@ def test_a_second_signal_tells_the_websockets_at_once(echo):
     assert visitor.received.endswith(CLOSE_1012)
 
 
+def test_each_phase_of_a_shutdown_says_what_there_still_is(caplog):
+    async def app(scope, receive, send):
+        path = scope["path"]
+        if path == "/socket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            return
+        if path == "/behind":
+            await hello(scope, receive, send)
+        await sleep({"/short": 3, "/behind": 7}.get(path, 1e6))
+        await hello(scope, receive, send)
+
+    stage = Stage(app)
+
+    def asks(path):
+        def script(visitor):
+            visitor.connect()
+            visitor.say((UPGRADE if "socket" in path else GET).replace(b"/ ", path.encode() + b" "))
+            yield 0
+
+        return script
+
+    def reads_nothing(visitor):
+        visitor.connect()
+        visitor.reads = False
+        visitor.say(b"nonsense\r\n\r\n")
+        yield 1.0
+        stage.signal()
+
+    for path in ("/long", "/short", "/socket", "/socket", "/behind"):
+        stage.visit(asks(path))
+    stage.visit(reads_nothing, capacity=20)
+    with caplog.at_level("INFO", "selectserve.error"):
+        assert stage.play() == 0
+    told = [text.split(": ")[-1] for text in caplog.messages if "running" not in text]
+    assert [text for text in told if "400" not in text] == [
+        "2 requests (the oldest GET /long, 1.0 s), 2 WebSockets, 1 background call, "
+        "1 other connection",
+        "telling the long ones to end, of 1 request (the oldest GET /long, 6.0 s), 2 WebSockets, "
+        "1 background call, 1 other connection",
+        "cancelling 1 request (the oldest GET /long, 11.0 s), 3 other connections",
+    ]
+
+
+def test_a_websocket_alone_is_no_request_and_none_is_cancelled(echo, caplog):
+    _log, stage = echo()
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(UPGRADE)
+        yield 1.0
+        stage.signal()
+
+    stage.visit(script)
+    with caplog.at_level("INFO", "selectserve.error"):
+        assert stage.play() == 0
+    assert caplog.messages[1:] == [
+        "shutting down: listeners closed, to be finished: 1 WebSocket",
+        "telling the long ones to end, of 1 WebSocket",
+        "closing 1 connection",  # whose client has not answered 1012
+    ]
+
+
+def test_a_server_without_work_says_so(caplog):
+    stage = Stage(hello)
+    with caplog.at_level("INFO", "selectserve.error"):
+        assert stage.play() == 0
+    assert caplog.messages[1:] == ["shutting down: listeners closed, to be finished: nothing"]
+
+
 def test_a_long_poll_is_told_too_and_may_answer():
     log = []
 
