@@ -25,7 +25,7 @@ except ImportError:  # of threading, of which it wants the locks only
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, TextIO
+    from typing import Any, TextIO
 
     from .access import AccessFormat
     from .reactor import Reactor, Timer
@@ -313,26 +313,36 @@ class AccessLog:
 class Complaints:
     """Log what clients do wrong: one line each, and a flood of them as a number."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
         self.window_ends = 0.0
         self.left = 0
         self.suppressed = 0
+        self.timer: Timer | None = None  # of a window in which something was suppressed
 
     def log(self, level: int, text: str) -> None:
         """Log ``text`` unless too much was said in this second already."""
         if not error_logger.isEnabledFor(level):
             return
-        now = self.clock()
+        now = self.reactor.clock()
         if now >= self.window_ends:
-            if self.suppressed:
-                error_logger.warning("%d more complaints about clients", self.suppressed)
-            self.window_ends, self.left, self.suppressed = now + 1.0, MAX_COMPLAINTS, 0
+            self.tell_rest()
+            self.window_ends, self.left = now + 1.0, MAX_COMPLAINTS
         if self.left:
             self.left -= 1
             error_logger.log(level, "%s", printable(text))
         else:
             self.suppressed += 1
+            if self.timer is None:
+                self.timer = self.reactor.call_at(self.window_ends, self.tell_rest)
+
+    def tell_rest(self) -> None:
+        """Tell how many were not told: at the end of the second, or of the server."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+            error_logger.warning("%d more complaints about clients", self.suppressed)
+            self.suppressed = 0
 
 
 def is_disconnect(exc: BaseException) -> bool:

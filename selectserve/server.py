@@ -246,6 +246,7 @@ class Server:
                 await self.change()
             await self.drain()
         ended = await self.stop_lifespan()
+        self.service.complaints.tell_rest()
         interrupted = self.stops > 0 and isinstance(self.lifespan.failure, Cancelled)
         return 0 if ended and (started or interrupted) else 3
 

@@ -68,7 +68,7 @@ class Service:
         self.ws_ping_timeout = 20.0
         self.ws_deflate = True
         self.access_log: AccessLog | None = None
-        self.complaints = Complaints(self.reactor.clock)
+        self.complaints = Complaints(self.reactor)
         self.connections: set[Connected] = set()
         self.cycles = 0  # requests in flight, background work included
         self.requests = 0  # requests begun in all

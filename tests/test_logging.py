@@ -20,8 +20,20 @@ from selectserve.access import AccessFormat, Exchange, RequestIds
 from selectserve.errors import ConfigError
 from selectserve.http1 import Request
 from selectserve.logs import MAX_COMPLAINTS, MAX_KEPT, Complaints, Outlet
+from selectserve.reactor import Reactor
 
-from .support import DEADLINE, ROOT, FakeClock, Lines, RawClient, run_server, server_command
+from .support import (
+    DEADLINE,
+    ROOT,
+    FakeClock,
+    FakeSelector,
+    Lines,
+    RawClient,
+    ScriptedSocket,
+    run_server,
+    server_command,
+)
+from .test_deadlines import Stage, hello
 
 APP = ("tests.apps:app", "--lifespan", "off")
 EPOCH = 1_700_000_000.5
@@ -629,9 +641,17 @@ def test_nohup_is_respected():
 # -- what clients do wrong -------------------------------------------------------------------------
 
 
-def test_a_flood_of_complaints_is_a_few_lines_and_a_number(caplog):
+@pytest.fixture
+def complaints():
     clock = FakeClock()
-    complaints = Complaints(clock)
+    pair = ScriptedSocket(), ScriptedSocket()
+    reactor = Reactor(FakeSelector(clock), clock, wakeup_pair=pair)
+    yield Complaints(reactor)
+    reactor.close()
+
+
+def test_a_flood_of_complaints_is_a_few_lines_and_a_number(complaints, caplog):
+    clock = complaints.reactor.clock
     with caplog.at_level(logging.INFO, "selectserve.error"):
         for number in range(1000):
             complaints.log(logging.INFO, f"wrong {number}\x1b[31m\nforged")
@@ -646,10 +666,49 @@ def test_a_flood_of_complaints_is_a_few_lines_and_a_number(caplog):
         "the next",
     ]
     assert not any("\n" in line or "\x1b" in line for line in caplog.messages)
+    assert complaints.timer is None
 
 
-def test_a_level_nobody_asked_for_uses_up_no_lines(caplog):
-    complaints = Complaints(FakeClock())
+def test_the_number_is_told_though_nobody_complains_any_more(complaints, caplog):
+    """A flood that ends is told in the end, once; calm seconds have no line and no timer."""
+    reactor = complaints.reactor
+    with caplog.at_level(logging.INFO, "selectserve.error"):
+        for number in range(MAX_COMPLAINTS):
+            complaints.log(logging.INFO, f"wrong {number}")
+        assert not reactor.timers, "all was told"
+        for number in range(3):
+            reactor.clock.advance(0.1)
+            complaints.log(logging.INFO, f"wrong {number}")
+        reactor.tick()
+    assert caplog.messages[MAX_COMPLAINTS:] == ["3 more complaints about clients"]
+    assert (reactor.clock.now, reactor.timers) == (1001.0, [])
+    complaints.tell_rest()
+    assert len(caplog.messages) == MAX_COMPLAINTS + 1
+
+
+def test_a_server_that_ends_tells_the_number_at_once(caplog):
+    stage = Stage(hello)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(b"nonsense\r\n\r\n")
+        yield 0
+
+    def stop(visitor):
+        yield 0.1
+        stage.signal()
+
+    for _ in range(MAX_COMPLAINTS + 7):
+        stage.visit(script)
+    stage.visit(stop)
+    with caplog.at_level(logging.INFO, "selectserve.error"):
+        assert stage.play() == 0
+    assert "7 more complaints about clients" in caplog.messages
+    live = [timer for _, _, timer in stage.world.last_timers if timer.action is not None]
+    assert live == []
+
+
+def test_a_level_nobody_asked_for_uses_up_no_lines(complaints, caplog):
     with caplog.at_level(logging.WARNING, "selectserve.error"):
         for _ in range(1000):
             complaints.log(logging.INFO, "not asked for")
