@@ -198,3 +198,43 @@ def test_above_it_nobody_is_accepted_and_new_requests_are_refused():
     assert there.statuses in ([503], []), "no more answers are begun"
     assert comes_later.early is False
     assert comes_later.statuses == [200], "when the greedy ones were sent away, there was room"
+
+
+def test_who_has_asked_already_is_told_when_to_come_again():
+    """Its second request came with the first, and its turn above the limit: 503, Retry-After."""
+    gate, began = Event(), []
+
+    async def app(scope, receive, send):
+        began.append(scope["path"])
+        if scope["path"] == "/first":
+            await gate.wait()
+            await hello(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 2 * LIMIT})
+
+    stage = Stage(app, limit_memory=LIMIT)
+
+    def pipeliner(visitor):
+        visitor.connect()
+        visitor.say(GET.replace(b"/ ", b"/first ") + GET)
+        yield 0
+
+    def greedy(visitor):
+        yield 1.0
+        visitor.connect()
+        visitor.reads = False
+        visitor.say(GET)
+        yield 1.0
+        assert stage.world.service.memory.level == 3
+        gate.set()
+        yield 1.0
+        visitor.link.hang_up()
+
+    visitor = stage.visit(pipeliner)
+    stage.visit(greedy, capacity=1000)
+    stage.play()
+    assert (visitor.statuses, began) == ([200, 503], ["/first", "/"])
+    assert visitor.ended_at == pytest.approx(2.0, abs=0.01)
+    head = visitor.received[visitor.received.index(b"HTTP/1.1 503 ") :].lower()
+    assert b"\r\nretry-after: 1\r\n" in head and b"\r\nconnection: close\r\n" in head
