@@ -173,6 +173,7 @@ def test_a_flood_of_pipelined_requests_whose_answers_nobody_reads(serve):
         sent = push(server, client, request * 1000, 64 * MIB)
         assert sent < 64 * MIB
         until_it_stands_still(server, lambda: int(ask(server, "/progress?c")))
+        assert left(server)["HTTPCycle"] == 1, "none is begun whose answer would have to wait"
         grown = resident(server) - before
         print(f"{sent / MIB:.1f} MiB taken by the kernel, {grown / MIB:.2f} MiB more")
         assert grown < 2 * MIB
