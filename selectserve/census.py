@@ -93,7 +93,7 @@ def describe_parking(task: Any) -> dict[str, str] | None:
     if frame is not None:
         import linecache
 
-        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0).strip()
     return {"waits": waits, "place": place_of(frame), "text": text}
 
 

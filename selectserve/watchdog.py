@@ -170,6 +170,7 @@ def describe_line(frame: FrameType) -> str:
     """Return file, line number, function and text of the line that ``frame`` is at."""
     import linecache
 
-    code, number = frame.f_code, frame.f_lineno
+    code = frame.f_code
+    number = frame.f_lineno or code.co_firstlineno  # None between two lines (seen on 3.11)
     line = linecache.getline(code.co_filename, number).strip()
     return f"{code.co_filename}:{number} in {code.co_name}: {line}"

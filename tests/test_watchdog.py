@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import types
 
 import pytest
 
 from selectserve.reactor import Reactor
-from selectserve.watchdog import IDLE_LOOKS, LOOKS, Watchdog
+from selectserve.watchdog import IDLE_LOOKS, LOOKS, Watchdog, describe_line
 
 from .support import DEADLINE, FakeClock
 
@@ -133,6 +134,14 @@ def test_a_look_that_was_held_up_itself_is_proof_enough(held, said):
     held.hold()
     held.look(LIMIT * 20)
     assert len(said()) == 1
+
+
+def test_a_frame_between_two_lines_is_named_by_its_function():
+    """Its f_lineno is None; the thread died of that, and watched no longer."""
+    code = describe_line.__code__
+    frame = types.SimpleNamespace(f_code=code, f_lineno=None)
+    told = describe_line(frame)
+    assert told.startswith(f"{code.co_filename}:{code.co_firstlineno} in describe_line: def ")
 
 
 def test_without_threads_it_is_told_afterwards(said, monkeypatch):
