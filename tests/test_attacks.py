@@ -558,6 +558,28 @@ def test_the_port_is_free_from_the_first_moment_of_a_shutdown(serve):
         assert server.wait() == 0
 
 
+def test_who_waits_in_the_backlog_when_the_signal_comes_is_served(serve):
+    """More than are accepted in one turn; closing the socket would have reset them all."""
+    server = serve(*LIFE)
+    with server.connect() as holder:
+        holder.request("GET", "/block?holder")
+        gate = server.wait_for_log(r"APP holder (/\S+)")[1]
+        clients = [server.connect() for _ in range(100)]
+        for client in clients:
+            client.request("GET", "/hello")
+        server.send_signal()
+        with open(gate, "w"):
+            pass
+        assert holder.read_response().body == b"held"
+    for client in clients:
+        response = client.read_response()
+        assert (response.body, response.get("connection")) == (b"hello", b"close")
+        assert client.is_closed()
+        client.close()
+    assert server.wait() == 0
+    server.wait_for_log("APP lifespan shutdown")
+
+
 def test_a_port_in_use_is_one_line(serve):
     server = serve(*LIFE)
     done = run_server(*LIFE, "--port", str(server.port))
