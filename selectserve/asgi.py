@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .filesend import FileSend
     from .http1 import Request
+    from .reactor import Timer
     from .response import ResponseWriter
     from .task import Stepper
     from .transport import Transport
@@ -152,6 +153,7 @@ class HTTPCycle(Parking):
     """One request and its response: the ``receive`` and ``send`` of one call of the app."""
 
     __slots__ = (
+        "abandoned",
         "body_sent",
         "client",
         "disconnected",
@@ -204,6 +206,7 @@ class HTTPCycle(Parking):
         self.body_sent = 0
         self.started_at = transport.reactor.now
         self.task: Any = None
+        self.abandoned: Timer | None = None  # runs while the app may wait for a client that left
 
     def __repr__(self) -> str:
         return f"<HTTPCycle {self.request!r} {self.state}, input {self.input}>"
@@ -231,10 +234,36 @@ class HTTPCycle(Parking):
         self.pieces_size = 0
         if self.input == "open":
             self.input = "cut"
+        if self.state == "streaming" and self.abandoned is None:
+            reactor = self.stepper.reactor
+            self.abandoned = reactor.call_later(ABANDONED_TIME, self.cancel_stream)
         self.release_waiters()
+
+    def cancel_stream(self) -> None:
+        """Cancel an app that has neither sent nor received since its client left.
+
+        A stream of events waits for the next one, and may wait for ever: it learns from send()
+        that nobody listens, and with spec 2.4 frameworks look nowhere else.
+        """
+        self.abandoned = None
+        if self.task is not None:
+            self.task.cancel()
+
+    def on_noticed(self) -> None:
+        """The app knows that the client is gone: what follows from that is its own affair."""
+        if self.abandoned is not None:
+            self.abandoned.cancel()
+            self.abandoned = None
+
+    def gone(self) -> ClientDisconnected:
+        """Return what is raised to an app whose client is gone (spec 2.4)."""
+        self.on_noticed()
+        return ClientDisconnected("the client is gone")
 
     def on_done(self, exc: BaseException | None) -> None:
         """The app has returned, or raised."""
+        if self.abandoned is not None:
+            self.on_noticed()
         self.owner.cycle_done(self, exc)
 
     @property
@@ -265,6 +294,7 @@ class HTTPCycle(Parking):
         """Return the next message (ASGI HTTP: http.request, then http.disconnect for ever)."""
         while True:
             if self.disconnected or self.state == "complete":
+                self.on_noticed()
                 return {"type": "http.disconnect"}
             if self.pieces or self.input == "ended":
                 return self.take_body()
@@ -303,7 +333,7 @@ class HTTPCycle(Parking):
             self.refuse(message.get("type"))
             return
         if self.disconnected:
-            raise ClientDisconnected("the client is gone")
+            raise self.gone()
         handler(self, message)
         if self.transport.writing_paused:
             await self.drain()
@@ -312,7 +342,7 @@ class HTTPCycle(Parking):
         """Wait until the client has read enough."""
         while self.transport.writing_paused and self.state != "complete":
             if self.disconnected:
-                raise ClientDisconnected("the client is gone")
+                raise self.gone()
             await self.park(self.stepper)
 
     def refuse(self, kind: object) -> None:
@@ -322,7 +352,7 @@ class HTTPCycle(Parking):
         if kind not in HTTP_MESSAGES:
             raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response")
         if self.disconnected:  # each time, also when the app went on after the first
-            raise ClientDisconnected("the client is gone")
+            raise self.gone()
         allowed = " or ".join(key for key in HTTP_LIFECYCLE[self.state] if key in HTTP_PLAIN)
         allowed = allowed or "the send() before this one has not returned"
         raise RuntimeError(f"{kind} cannot be sent while the response is {self.state}: {allowed}")
@@ -398,7 +428,7 @@ class HTTPCycle(Parking):
         self.state = "sending"
         self.transport.send_file(file)
         if self.disconnected:
-            raise ClientDisconnected("the client is gone")
+            raise self.gone()
 
     def on_file_sent(self, file: FileSend) -> None:
         """The kernel has it all: the body goes on, or was that."""
@@ -465,6 +495,7 @@ class HTTPCycle(Parking):
             raise ValueError(fault)
 
 
+ABANDONED_TIME = 5.0  # seconds in which an app that streams should notice that nobody listens
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
 MAX_DEBUG = 2000  # characters of what http.response.debug tells
 

@@ -104,6 +104,8 @@ class HTTPConnection:
             self.read_body(cycle)
         elif cycle.waits_for_client:
             cycle.on_disconnect()
+        else:
+            self.transport.probe()  # it may read on, or be gone altogether
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed: tell the app, release everything."""

@@ -46,6 +46,13 @@ MAX_PIECES = 64  # in one sendmsg; IOV_MAX is 1024 on Linux and 16 in POSIX
 PROGRESS = 4096  # bytes that count as progress of a slow reader
 LINGER_TIME = 2.0  # seconds to let the client read our last words
 LINGER_BYTES = 1 << 20  # and how much we let it say meanwhile
+# TCP keep-alive: a client that has ended its side is asked every 10 seconds, three times at most.
+PROBES = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+)
 UNREGISTERED = -1  # no interest, not even in the end
 HAVE_SENDMSG = hasattr(socket.socket, "sendmsg")
 FILE_PIECE = 1 << 19  # bytes of a file that the kernel may take in one turn; more gains little
@@ -269,6 +276,18 @@ class Transport:
             if self.trace:
                 self.trace("resume", self, "reading goes on")
             self.update_interest()
+
+    def probe(self) -> None:
+        """Have the kernel ask whether the other end is there, while we have nothing to send to it.
+
+        Who has closed its side may still read, or be gone: only an answer to a packet tells.
+        """
+        try:
+            for level, name, value in PROBES:
+                if hasattr(socket, name):  # not every system has them all
+                    self.sock.setsockopt(level, getattr(socket, name), value)
+        except OSError:
+            pass  # reset already; or a unix socket, whose end is always told
 
     def close(self) -> None:
         """Send what is left, then close."""

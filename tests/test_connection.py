@@ -6,6 +6,8 @@ what must hold for every conversation is in the simulation.
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from selectserve.connection import PIPELINE_WATERMARK
@@ -115,6 +117,35 @@ def test_a_refusal_is_not_shaped_by_the_request_before(bad):
     assert visitor.statuses[0] == 200 and visitor.statuses[1] in (400, 408)
     assert b"content-length: %d\r\n" % len(body) in head.rpartition(b"HTTP/1.1 ")[2]
     assert len(body) > 10
+
+
+# -- who ends his side, and still reads ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_who_ends_his_side_in_a_stream_is_probed(ends):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await sleep(60)
+        await send({"type": "http.response.body", "body": b"two"})
+
+    stage = Stage(app)
+    options = []
+
+    def script(visitor):
+        visitor.connect()
+        visitor.link.setsockopt = lambda *option: options.append(option[:2])
+        visitor.say(GET)
+        yield 1.0
+        if ends:
+            visitor.link.end()
+        yield 100.0
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert b"two" in visitor.received
+    assert ((socket.SOL_SOCKET, socket.SO_KEEPALIVE) in options) is ends
 
 
 # -- the last answer arrives -----------------------------------------------------------------------

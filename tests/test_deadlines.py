@@ -705,6 +705,45 @@ def test_streams_are_told_when_half_of_the_drain_is_over():
     assert stage.now < 10
 
 
+# -- a stream that nobody listens to: 5 s to notice it, then it is cancelled -----------------------
+
+
+@pytest.mark.parametrize("notices", ["nothing", "send", "receive", "returns"])
+def test_a_stream_whose_client_left_does_not_wait_for_ever(notices):
+    log = []
+    stage = Stage(None)
+
+    async def stream(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"event", "more_body": True})
+        try:
+            await sleep(3)
+            if notices == "send":
+                with pytest.raises(OSError):
+                    await send({"type": "http.response.body", "body": b"event", "more_body": True})
+            elif notices == "receive":
+                assert (await receive())["type"] == "http.disconnect"
+            elif notices == "returns":
+                return
+            await sleep(100)
+        finally:
+            log.append(round(stage.now, 1))
+
+    stage = Stage(stream)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(GET)
+        yield 1.0
+        visitor.link.reset()
+        yield 150.0
+        stage.signal()
+
+    stage.visit(script)
+    assert stage.play() == 0
+    assert log == [{"nothing": about(6), "returns": about(3)}.get(notices, about(103))]
+
+
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
