@@ -11,6 +11,7 @@ from importlib import import_module
 
 from .errors import Cancelled, ConfigError
 from .reactor import Reactor
+from .task import ignore_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class TrioTask:
             error = exc
         finally:
             self.stepper.tasks.discard(self)
-            self.on_done(error)
+            on_done, self.on_done = self.on_done, ignore_end
+            on_done(error)
+            error = None  # it holds this frame by its traceback
 
     def cancel(self) -> None:
         """Cancel all that the coroutine waits for."""

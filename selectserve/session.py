@@ -91,6 +91,8 @@ class WebSocketSession(Parking):
         """The app has returned, or raised ``exc``."""
         self.task = None
         self.owner.session_done(self, exc)
+        if self.state == "closed":
+            del self.owner  # a cycle of references would keep zlib's windows for the collector
 
     # -- the app's two callables ---------------------------------------------------------------
 

@@ -1,0 +1,51 @@
+"""A bare app for every ``--loop`` that counts what requests leave to the garbage collector."""
+
+from __future__ import annotations
+
+import collections
+import gc
+
+gc.disable()
+
+
+def garbage():
+    """Name what only the collector can free, with its counts."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    names = (f"{type(found).__module__}.{type(found).__qualname__}" for found in gc.garbage)
+    found = collections.Counter(name for name in names if name.startswith("selectserve"))
+    gc.garbage.clear()
+    gc.set_debug(0)
+    gc.collect()
+    return repr(dict(found)).encode()
+
+
+async def app(scope, receive, send):
+    """Answer, wait for the body, raise, or wait until the client has left, as the path says."""
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    if scope["type"] == "websocket":
+        await talk(receive, send)
+        return
+    path, body = scope["path"], b"done"
+    if path == "/fails":
+        raise ValueError("of the app")
+    message = await receive()
+    while path == "/waits" and message.get("more_body"):
+        message = await receive()
+    while path == "/left" and message["type"] != "http.disconnect":
+        message = await receive()
+    if path == "/garbage":
+        body = garbage()
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def talk(receive, send):
+    """Echo until the client has left."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    message = await receive()
+    while message["type"] != "websocket.disconnect":
+        await send({"type": "websocket.send", "text": message["text"]})
+        message = await receive()

@@ -1,0 +1,68 @@
+"""What has ended is freed at once: no request leaves a cycle of references to the collector.
+
+They look like a leak for as long as the collector takes its time, and then hold everybody up.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(gc, "set_debug"), reason="this Python does not count its references"
+)
+UPGRADE = ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13")
+HELLO = b"\x81\x85\0\0\0\0hello"  # masked with zeros
+CLOSE = b"\x88\x80\0\0\0\0"
+
+
+def answer_at_once(server, client):
+    """The app ends in its first step."""
+    assert client.get("/").body == b"done"
+
+
+def wait_for_body(server, client):
+    """The app is parked before it ends."""
+    client.send(b"POST /waits HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+    client.send(b"bo")
+    client.send(b"dy")
+    assert client.read_response().body == b"done"
+
+
+def raise_in_app(server, client):
+    """The traceback holds frames, and frames hold tasks."""
+    with server.connect() as other:
+        assert other.get("/fails").status == 500
+
+
+def leave(server, client):
+    """The client is gone in the middle."""
+    with server.connect() as other:
+        other.request("GET", "/left")
+
+
+def talk(server, client):
+    """A whole WebSocket session."""
+    with server.connect() as other:
+        other.request("GET", "/", "Connection: Upgrade", "Upgrade: websocket", *UPGRADE)
+        assert other.read_head().status == 101
+        other.send(HELLO)
+        assert other.read_exactly(7) == b"\x81\x05hello"
+        other.send(CLOSE)
+        other.read_until_close()
+
+
+@pytest.mark.parametrize("act", [answer_at_once, wait_for_body, raise_in_app, leave, talk])
+@pytest.mark.parametrize("mode", ["native", "asyncio", "trio"])
+def test_nothing_is_left_to_the_collector(module_serve, mode, act):
+    if mode == "trio" and importlib.util.find_spec("trio") is None:
+        pytest.skip("trio is not installed on this Python")
+    server = module_serve("tests.garbage_app:app", "--loop", mode)
+    with server.connect() as client:
+        act(server, client)
+        client.get("/garbage")  # whatever the first one of its kind leaves
+        for _ in range(5):
+            act(server, client)
+        assert client.get("/garbage").body == b"{}"
