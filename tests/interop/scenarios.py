@@ -7,6 +7,7 @@ observations are compared. A scenario also asserts what must be true of both.
 from __future__ import annotations
 
 import re
+from socket import SHUT_RDWR
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -194,6 +195,78 @@ def error(server):
 
 
 @scenario
+def error_late(server):
+    """A generator raises behind its first part: BaseHTTPMiddleware ends it well, all others cut."""
+    with server.connect() as client:
+        client.request("GET", "/error-late")
+        response = client.read_head()
+        rest = client.read_until_close()
+    return response.status, rest, get(server, "/async")
+
+
+@scenario
+def slash(server):
+    """Where frameworks send one who has written a slash too many."""
+    with server.connect() as client:
+        client.send(b"GET /async/?a=b HTTP/1.1\r\nHost: example.com\r\n\r\n")
+        return seen(client.read_response())
+
+
+@scenario
+def file_parts(server):
+    """Ranges and conditions, where a framework knows them."""
+    whole = get(server, "/file")
+    headers = dict(whole["headers"])
+    with server.connect() as client:
+        etag = headers.get(b"etag", b'"none"').decode()
+        return [
+            seen(client.get("/file", "Range: bytes=5-14")),
+            seen(client.get("/file", f"If-None-Match: {etag}")),
+            seen(client.get("/async")),
+        ]
+
+
+@scenario
+def old_client(server):
+    """HTTP/1.0 has neither chunks nor a kept connection."""
+    answers = []
+    for target in ("/async", "/stream"):
+        with server.connect() as client:
+            response = client.get(target, version="1.0")
+            answers.append((response.status, response.body, response.get("transfer-encoding")))
+            assert client.is_closed()
+    return answers
+
+
+@scenario
+def asks_before_it_uploads(server):
+    with server.connect() as client:
+        client.send(
+            b"POST /read-stream HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"Content-Type: application/octet-stream\r\nContent-Length: 5\r\n\r\n"
+        )
+        assert client.read_head().status == 100
+        client.send(b"12345")
+        return seen(client.read_response()), seen(client.get("/async"))
+
+
+@scenario
+def client_leaves_upload(server):
+    """A client is gone in the middle of its body."""
+    start = server.log_position()
+    client = server.connect()
+    client.send(
+        b"POST /read-stream HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        b"Content-Type: application/octet-stream\r\n\r\n" + b"x" * 1000
+    )
+    server.wait_for_log("^APP upload begun", start=start)
+    client.reset()
+    told = server.stderr.wait_for("^APP upload ended (.*)", 5, start)
+    get(server, "/async")
+    return told and told[1]
+
+
+@scenario
 def client_leaves_stream(server):
     """The generator of a response ends when the client is gone."""
     client = server.connect()
@@ -247,6 +320,17 @@ def websocket(server):
     server.wait_for_log("^APP websocket closed")
     line = re.search("APP (websocket closed.*)", server.log_text())[1]
     return answers, protocol, line
+
+
+@scenario
+def websocket_client_vanishes(server):
+    """No closing handshake: the connection is gone."""
+    start = server.log_position()
+    with open_socket(server) as socket:
+        socket.send("hello")
+        assert socket.recv(timeout=10) == "HELLO"
+        socket.socket.shutdown(SHUT_RDWR)
+        return server.wait_for_log("^APP (websocket closed.*)", start=start)[1]
 
 
 @scenario

@@ -11,13 +11,17 @@ import sys
 
 import pytest
 
+from .apps import CHUNKS
 from .scenarios import SCENARIOS
 
 # framework: (its package, what it has no answer for)
 FRAMEWORKS = {
     "starlette": ("starlette", {"dependency", "sync_stream"}),
     "fastapi": ("fastapi", {"sync_stream"}),
-    "django": ("channels", {"dependency", "background", "state", "method_not_allowed"}),
+    "django": (  # it reads a body before it calls the view
+        "channels",
+        {"dependency", "background", "state", "method_not_allowed", "client_leaves_upload"},
+    ),
     "quart": ("quart", {"dependency", "sync_stream", "client_leaves_waiting"}),
     "litestar": ("litestar", {"sync_stream", "client_leaves_waiting"}),
     "falcon": ("falcon", {"dependency", "sync_stream", "client_leaves_waiting"}),
@@ -45,6 +49,9 @@ DIFFERENCES = {
     ("fastapi", "websocket_app_fails"): (1011, ""),
     ("django", "websocket_app_fails"): (1011, ""),
     ("*", "client_leaves_stream"): "told",
+    ("*", "old_client"): [(200, b"async", None), (200, b"".join(CHUNKS), None)],
+    ("*", "websocket_client_vanishes"): "websocket closed 1006",
+    ("quart", "websocket_client_vanishes"): "websocket closed",  # it does not tell the code
 }
 
 

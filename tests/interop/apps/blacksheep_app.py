@@ -55,9 +55,13 @@ async def stream():
 
 @app.router.post("/read-stream")
 async def read_stream(request: Request):
+    note("upload begun")
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+    finally:
+        note("upload ended", size)
     return text(str(size))
 
 
@@ -99,6 +103,16 @@ async def endless():
                 await asyncio.sleep(0.001)
         finally:
             note("stream closed")
+
+    return Response(200, content=StreamedContent(b"text/plain", parts))
+
+
+@app.router.get("/error-late")
+async def error_late():
+    async def parts():
+        yield CHUNKS[0]
+        await asyncio.sleep(0)
+        raise ValueError("of the app")
 
     return Response(200, content=StreamedContent(b"text/plain", parts))
 

@@ -123,6 +123,15 @@ async def endless(request):
     return StreamingHttpResponse(parts())
 
 
+async def error_late(request):
+    async def parts():
+        yield CHUNKS[0]
+        await asyncio.sleep(0)
+        raise ValueError("of the app")
+
+    return StreamingHttpResponse(parts())
+
+
 async def wait_for_client(request):
     note("waiting")
     try:
@@ -144,6 +153,7 @@ urlpatterns = [
     path("error", error),
     path("echo/<path:rest>", echo),
     path("endless", endless),
+    path("error-late", error_late),
     path("wait-for-client", wait_for_client),
 ]
 

@@ -53,9 +53,13 @@ class Stream:
 
 class ReadStream:
     async def on_post(self, request, response):
+        note("upload begun")
         size = 0
-        async for part in request.stream:
-            size += len(part)
+        try:
+            async for part in request.stream:
+                size += len(part)
+        finally:
+            note("upload ended", size)
         text(response, str(size))
 
 
@@ -117,6 +121,16 @@ class Endless:
         response.stream = parts()
 
 
+class ErrorLate:
+    async def on_get(self, request, response):
+        async def parts():
+            yield CHUNKS[0]
+            await asyncio.sleep(0)
+            raise ValueError("of the app")
+
+        response.stream = parts()
+
+
 class Socket:
     async def on_websocket(self, request, socket):
         await socket.accept(subprotocol=next(iter(socket.subprotocols), None))
@@ -152,6 +166,7 @@ for path, resource in {
     "/error": Error(),
     "/echo/{rest:path}": Echo(),
     "/endless": Endless(),
+    "/error-late": ErrorLate(),
     "/ws": Socket(),
     "/ws-refused": Refused(),
 }.items():

@@ -83,9 +83,13 @@ async def stream():
 
 @app.post("/read-stream")
 async def read_stream(request: Request):
+    note("upload begun")
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+    finally:
+        note("upload ended", size)
     return str(size)
 
 
@@ -138,6 +142,16 @@ async def endless():
                 await asyncio.sleep(0.001)
         finally:
             note("stream closed")
+
+    return StreamingResponse(parts())
+
+
+@app.get("/error-late")
+async def error_late():
+    async def parts():
+        yield CHUNKS[0]
+        await asyncio.sleep(0)
+        raise ValueError("of the app")
 
     return StreamingResponse(parts())
 

@@ -77,9 +77,13 @@ async def stream() -> Stream:
 
 @post("/read-stream", media_type=TEXT, status_code=200)
 async def read_stream(request: Request) -> str:
+    note("upload begun")
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+    finally:
+        note("upload ended", size)
     return str(size)
 
 
@@ -139,6 +143,16 @@ async def endless() -> Stream:
     return Stream(parts())
 
 
+@get("/error-late")
+async def error_late() -> Stream:
+    async def parts():
+        yield CHUNKS[0]
+        await asyncio.sleep(0)
+        raise ValueError("of the app")
+
+    return Stream(parts())
+
+
 @websocket("/ws")
 async def socket(socket: WebSocket) -> None:
     await socket.accept(subprotocols=next(iter(socket.scope["subprotocols"]), None))
@@ -175,6 +189,7 @@ app = Litestar(
         error,
         echo,
         endless,
+        error_late,
         socket,
         refused,
     ],

@@ -52,9 +52,13 @@ async def stream():
 
 @app.post("/read-stream")
 async def read_stream():
+    note("upload begun")
     size = 0
-    async for part in request.body:
-        size += len(part)
+    try:
+        async for part in request.body:
+            size += len(part)
+    finally:
+        note("upload ended", size)
     return str(size)
 
 
@@ -108,6 +112,16 @@ async def endless():
                 await asyncio.sleep(0.001)
         finally:
             note("stream closed")
+
+    return parts()
+
+
+@app.get("/error-late")
+async def error_late():
+    async def parts():
+        yield CHUNKS[0]
+        await asyncio.sleep(0)
+        raise ValueError("of the app")
 
     return parts()
 

@@ -49,9 +49,13 @@ async def stream(request):
 
 
 async def read_stream(request):
+    note("upload begun")
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+    finally:
+        note("upload ended", size)
     return PlainTextResponse(str(size))
 
 
@@ -102,6 +106,15 @@ async def endless(request):
     return StreamingResponse(parts())
 
 
+async def error_late(request):
+    async def parts():
+        yield CHUNKS[0]
+        await asyncio.sleep(0)
+        raise ValueError("of the app")
+
+    return StreamingResponse(parts())
+
+
 async def wait_for_client(request):
     note("waiting")
     while (await request.receive())["type"] != "http.disconnect":
@@ -145,6 +158,7 @@ app = Starlette(
         Route("/error", error),
         Route("/echo/{rest:path}", echo, methods=["GET", "POST"]),
         Route("/endless", endless),
+        Route("/error-late", error_late),
         Route("/wait-for-client", wait_for_client),
         WebSocketRoute("/ws", socket),
         WebSocketRoute("/ws-refused", refused),
