@@ -20,7 +20,6 @@ ANSWERS = {
     "/error": (418, {"detail": "as asked"}),
     "/nothing": (404, {"detail": "Not Found"}),
 }
-BY_ANYIO = {"/sync": "sync", "/dependency": "dependency"}
 
 
 @pytest.fixture(params=["native", "asyncio", "trio"])
@@ -50,11 +49,11 @@ def test_websocket(server):
 
 def test_what_anyio_does(server):
     native = "native" in server.wait_for_log(r"running on .*\((.*), process")[1]
-    for path, body in BY_ANYIO.items():
-        with server.connect() as client:
-            response = client.get(path)
-            if native:
-                assert response.status == 500
-                server.wait_for_log("start with --loop asyncio")
-            else:
-                assert json.loads(response.body) == body
+    with server.connect() as client:
+        response = client.get("/sync")
+        if native:
+            assert response.status == 500
+            server.wait_for_log("start with --loop asyncio")
+            return  # a dependency that yields is anyio's, too, but not in FastAPI 0.128
+        assert (response.status, response.body) == (200, b'"sync"')
+        assert client.get("/dependency").body == b'"dependency"'
