@@ -56,7 +56,8 @@ def test_what_is_not_the_whole_file(server, home, tag):
     assert (fresh.status, fresh.body, "pathsend" in kinds) == (304, b"", False)
     part, kinds = get(server, "/download", f"{tag}-3", "Range: bytes=5-1000004")
     assert (part.status, part.body == data[5:1000005]) == (206, True) and "pathsend" not in kinds
-    parts, kinds = get(server, "/download", f"{tag}-4", "Range: bytes=0-1,-3")
+    # the last: Starlette 0.49 sends a byte more than it has announced, which ends the connection
+    parts, kinds = get(server, "/download", f"{tag}-4", "Range: bytes=0-1,-3", "Connection: close")
     assert parts.status == 206 and parts.body.lower().count(b"content-range: ") == 2
 
 

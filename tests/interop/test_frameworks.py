@@ -62,11 +62,13 @@ def impossible(framework, scenario):
             return "the client of the websockets package fails at random on PyPy (a lock's release)"
         if scenario == "client_leaves_stream":
             return "PyPy closes a dropped generator when it collects garbage"
-    if (framework, scenario) == ("django", "client_leaves_waiting"):
+    if framework == "django" and scenario in ("client_leaves_waiting", "client_leaves_stream"):
         import django
 
-        if django.VERSION < (5,):
+        if django.VERSION < (5,) and scenario == "client_leaves_waiting":
             return "Django tells a view that its client has left since 5.0"
+        if django.VERSION < (5,):
+            return "Django 4 leaves a response's generator to the garbage collector"
     return ""
 
 
