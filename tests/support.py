@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 10.0  # seconds; generous, since it only ever passes when something is broken
+START_DEADLINE = 60.0  # an app's imports, on a machine that has other things to do
 UNDER_TEST = os.environ.get("SELECTSERVE_UNDER_TEST", "")  # a built selectserve.py, or nothing
 
 
@@ -132,7 +133,8 @@ class Server:
         self.host, self.port = "127.0.0.1", 0
         self.marks = itertools.count()
         try:
-            url = self.wait_for_log(r"https?://(\[[^\]]+\]|[\w.\-]+):(\d+)|unix:\S+")
+            where = r"https?://(\[[^\]]+\]|[\w.\-]+):(\d+)|unix:\S+"
+            url = self.wait_for_log(where, START_DEADLINE)
         except BaseException:
             self.kill()
             raise
