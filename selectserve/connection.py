@@ -402,6 +402,7 @@ class HTTPConnection:
         """Answer a broken request, and never read on: the one place for ProtocolError."""
         import logging  # which was loaded with the server, but is not needed to import this
 
+        exc.__traceback__ = exc.__context__ = None  # frames hold the parser, which keeps exc
         level = logging.DEBUG if self.eof else logging.WARNING
         self.service.complaints.log(level, f"{self.transport.peer_name}: {exc.status} {exc.reason}")
         request = self.parser.request

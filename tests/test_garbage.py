@@ -43,6 +43,20 @@ def leave(server, client):
         other.request("GET", "/left")
 
 
+def ask_wrongly(server, client):
+    """The parser keeps its error."""
+    with server.connect() as other:
+        other.send(b"GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n")
+        assert other.read_response().status == 400
+        other.read_until_close()
+
+
+def leave_upload(server, client):
+    """The body is cut, and the parser says so."""
+    with server.connect() as other:
+        other.send(b"POST /waits HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab")
+
+
 def talk(server, client):
     """A whole WebSocket session."""
     with server.connect() as other:
@@ -54,7 +68,10 @@ def talk(server, client):
         other.read_until_close()
 
 
-@pytest.mark.parametrize("act", [answer_at_once, wait_for_body, raise_in_app, leave, talk])
+@pytest.mark.parametrize(
+    "act",
+    [answer_at_once, wait_for_body, raise_in_app, leave, ask_wrongly, leave_upload, talk],
+)
 @pytest.mark.parametrize("mode", ["native", "asyncio", "trio"])
 def test_nothing_is_left_to_the_collector(module_serve, mode, act):
     if mode == "trio" and importlib.util.find_spec("trio") is None:
