@@ -495,7 +495,7 @@ class HTTPCycle(Parking):
             raise ValueError(fault)
 
 
-ABANDONED_TIME = 5.0  # seconds in which an app that streams should notice that nobody listens
+ABANDONED_TIME = 2.0  # seconds in which an app that streams should notice that nobody listens
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
 MAX_DEBUG = 2000  # characters of what http.response.debug tells
 

@@ -717,7 +717,7 @@ def test_a_stream_whose_client_left_does_not_wait_for_ever(notices):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"event", "more_body": True})
         try:
-            await sleep(3)
+            await sleep(1.5)
             if notices == "send":
                 with pytest.raises(OSError):
                     await send({"type": "http.response.body", "body": b"event", "more_body": True})
@@ -741,7 +741,7 @@ def test_a_stream_whose_client_left_does_not_wait_for_ever(notices):
 
     stage.visit(script)
     assert stage.play() == 0
-    assert log == [{"nothing": about(6), "returns": about(3)}.get(notices, about(103))]
+    assert log == [{"nothing": about(3), "returns": about(1.5)}.get(notices, about(101.5))]
 
 
 UPGRADE = (

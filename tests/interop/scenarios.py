@@ -280,6 +280,20 @@ def client_leaves_stream(server):
 
 
 @scenario
+def client_leaves_idle_stream(server):
+    """The generator waits for something to send, as server-sent events do: who tells it?"""
+    start = server.log_position()
+    client = server.connect()
+    client.request("GET", "/idle")
+    client.read_head()
+    client.read_until(CHUNKS[0])
+    client.reset()
+    told = server.stderr.wait_for("^APP idle closed", 3, start)
+    get(server, "/async")
+    return "told" if told else "not told"
+
+
+@scenario
 def client_leaves_waiting(server):
     client = server.connect()
     client.request("GET", "/wait-for-client")

@@ -49,6 +49,7 @@ DIFFERENCES = {
     ("fastapi", "websocket_app_fails"): (1011, ""),
     ("django", "websocket_app_fails"): (1011, ""),
     ("*", "client_leaves_stream"): "told",
+    ("*", "client_leaves_idle_stream"): "told",
     ("*", "old_client"): [(200, b"async", None), (200, b"".join(CHUNKS), None)],
     ("*", "websocket_client_vanishes"): "websocket closed 1006",
     ("quart", "websocket_client_vanishes"): "websocket closed",  # it does not tell the code
@@ -62,13 +63,13 @@ def impossible(framework, scenario):
             return "the client of the websockets package fails at random on PyPy (a lock's release)"
         if scenario == "client_leaves_stream":
             return "PyPy closes a dropped generator when it collects garbage"
-    if framework == "django" and scenario in ("client_leaves_waiting", "client_leaves_stream"):
+    if (framework, scenario) == ("django", "client_leaves_stream"):
+        return "Django leaves a response's generator to the garbage collector, soon or late"
+    if (framework, scenario) == ("django", "client_leaves_waiting"):
         import django
 
-        if django.VERSION < (5,) and scenario == "client_leaves_waiting":
-            return "Django tells a view that its client has left since 5.0"
         if django.VERSION < (5,):
-            return "Django 4 leaves a response's generator to the garbage collector"
+            return "Django tells a view that its client has left since 5.0"
     return ""
 
 

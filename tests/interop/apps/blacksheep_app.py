@@ -107,6 +107,18 @@ async def endless():
     return Response(200, content=StreamedContent(b"text/plain", parts))
 
 
+@app.router.get("/idle")
+async def idle():
+    async def parts():
+        try:
+            yield CHUNKS[0]
+            await asyncio.Event().wait()
+        finally:
+            note("idle closed")
+
+    return Response(200, content=StreamedContent(b"text/plain", parts))
+
+
 @app.router.get("/error-late")
 async def error_late():
     async def parts():

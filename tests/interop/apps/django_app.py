@@ -123,6 +123,17 @@ async def endless(request):
     return StreamingHttpResponse(parts())
 
 
+async def idle(request):
+    async def parts():
+        try:
+            yield CHUNKS[0]
+            await asyncio.Event().wait()
+        finally:
+            note("idle closed")
+
+    return StreamingHttpResponse(parts())
+
+
 async def error_late(request):
     async def parts():
         yield CHUNKS[0]
@@ -154,6 +165,7 @@ urlpatterns = [
     path("echo/<path:rest>", echo),
     path("endless", endless),
     path("error-late", error_late),
+    path("idle", idle),
     path("wait-for-client", wait_for_client),
 ]
 

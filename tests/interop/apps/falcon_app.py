@@ -121,6 +121,18 @@ class Endless:
         response.stream = parts()
 
 
+class Idle:
+    async def on_get(self, request, response):
+        async def parts():
+            try:
+                yield CHUNKS[0]
+                await asyncio.Event().wait()
+            finally:
+                note("idle closed")
+
+        response.stream = parts()
+
+
 class ErrorLate:
     async def on_get(self, request, response):
         async def parts():
@@ -167,6 +179,7 @@ for path, resource in {
     "/echo/{rest:path}": Echo(),
     "/endless": Endless(),
     "/error-late": ErrorLate(),
+    "/idle": Idle(),
     "/ws": Socket(),
     "/ws-refused": Refused(),
 }.items():

@@ -146,6 +146,18 @@ async def endless():
     return StreamingResponse(parts())
 
 
+@app.get("/idle")
+async def idle():
+    async def parts():
+        try:
+            yield CHUNKS[0]
+            await asyncio.Event().wait()
+        finally:
+            note("idle closed")
+
+    return StreamingResponse(parts())
+
+
 @app.get("/error-late")
 async def error_late():
     async def parts():

@@ -143,6 +143,18 @@ async def endless() -> Stream:
     return Stream(parts())
 
 
+@get("/idle")
+async def idle() -> Stream:
+    async def parts():
+        try:
+            yield CHUNKS[0]
+            await asyncio.Event().wait()
+        finally:
+            note("idle closed")
+
+    return Stream(parts())
+
+
 @get("/error-late")
 async def error_late() -> Stream:
     async def parts():
@@ -190,6 +202,7 @@ app = Litestar(
         echo,
         endless,
         error_late,
+        idle,
         socket,
         refused,
     ],

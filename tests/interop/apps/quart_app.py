@@ -116,6 +116,18 @@ async def endless():
     return parts()
 
 
+@app.get("/idle")
+async def idle():
+    async def parts():
+        try:
+            yield CHUNKS[0]
+            await asyncio.Event().wait()
+        finally:
+            note("idle closed")
+
+    return parts()
+
+
 @app.get("/error-late")
 async def error_late():
     async def parts():

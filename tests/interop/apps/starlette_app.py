@@ -106,6 +106,20 @@ async def endless(request):
     return StreamingResponse(parts())
 
 
+async def idle(request):
+    async def parts():
+        try:
+            yield CHUNKS[0]
+            await asyncio.Event().wait()
+        finally:
+            note("idle closed")
+
+    async def work():
+        note("background done")
+
+    return StreamingResponse(parts(), background=BackgroundTask(work))
+
+
 async def error_late(request):
     async def parts():
         yield CHUNKS[0]
@@ -159,6 +173,7 @@ app = Starlette(
         Route("/echo/{rest:path}", echo, methods=["GET", "POST"]),
         Route("/endless", endless),
         Route("/error-late", error_late),
+        Route("/idle", idle),
         Route("/wait-for-client", wait_for_client),
         WebSocketRoute("/ws", socket),
         WebSocketRoute("/ws-refused", refused),
