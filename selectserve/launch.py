@@ -12,7 +12,7 @@ import sys
 from .config import Config
 from .errors import ConfigError
 from .logs import error_logger
-from .process import run_spawned, take_role
+from .process import ignore_signals, run_spawned, take_role
 from .reload import Reloader
 from .server import Server, prepare
 from .sockets import check_places
@@ -44,6 +44,7 @@ def serve(config: Config) -> int:
     elif config.workers > 1 or config.max_worker_age or config.max_worker_memory or role:
         made = prepare(config, lambda: Supervisor(config, role))
     else:
+        ignore_signals("SIGUSR2", say="SIGUSR2 needs a supervisor (--workers 2): nothing is done")
         made = prepare(config, lambda: Server(config))
     return made if isinstance(made, int) else made.run()
 

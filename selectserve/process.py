@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     ChildState = Literal["starting", "serving", "leaving"]
 
 ROLE_VARIABLE = "SELECTSERVE_ROLE"
+SUPERVISOR_SIGNALS = ("SIGTTIN", "SIGTTOU", "SIGUSR2")
 
 
 class Child:
@@ -119,6 +120,7 @@ def fork_process(forget: Callable[[], object], work: Callable[[], int]) -> int:
         try:
             forget()
             signal.signal(signal.SIGINT, lambda *_: None)  # see Worker.on_signal
+            ignore_signals(*SUPERVISOR_SIGNALS)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             code = work()
         except SystemExit as exc:
@@ -129,6 +131,24 @@ def fork_process(forget: Callable[[], object], work: Callable[[], int]) -> int:
             end_process(code)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return pid
+
+
+def ignore_signals(*names: str, say: str = "") -> None:
+    """Let the supervisor's signals end nobody else: the whole group may get them.
+
+    ``say`` is logged then. Whoever handles one already, the app or the host program, goes on to.
+    """
+
+    def on_signal(*_: object) -> None:
+        if say:
+            error_logger.warning(say)
+
+    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            try:
+                signal.signal(number, on_signal)
+            except ValueError:  # not the main thread
+                return
 
 
 def spawn_process(
@@ -186,6 +206,7 @@ def take_role(environ: MutableMapping[str, str]) -> Role | None:
 def run_spawned(config: Config, role: Role) -> int:
     """Be a worker that was started anew; return the exit code."""
     signal.signal(signal.SIGINT, lambda *_: None)  # see Worker.on_signal
+    ignore_signals(*SUPERVISOR_SIGNALS)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     return run_worker(config, role.sockets, role.link, Slate(role.slate), role.watch)

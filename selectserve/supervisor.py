@@ -16,8 +16,10 @@ import os
 import signal
 import sys
 
+from .certificates import make_certificates
 from .logs import error_logger, printable, reopen_logs
 from .process import (
+    SUPERVISOR_SIGNALS,
     Child,
     can_fork,
     check_platform,
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
     from .config import Config
     from .process import Role
 
-OTHER_SIGNALS = ("SIGCHLD", "SIGTTIN", "SIGTTOU", "SIGUSR2")
 RESTARTED = "restart"  # why a worker is stale after HUP
 MAX_FAILURES = 5  # deaths at the start, in a row, until we give up
 MAX_BACK_OFF = 30.0  # seconds until the next worker is started, however often they die
@@ -75,6 +76,8 @@ class Supervisor:
         self.cwd = start_directory()
         self.forks = can_fork(config)
         check_platform(config, self.forks)
+        if config.ssl_context_factory is None:
+            make_certificates(config)  # else each worker would complain about a bad one
         if config.preload:
             preload(config)
         self.reactor = Reactor()
@@ -86,6 +89,8 @@ class Supervisor:
         self.predecessor = (
             None if role is None else Channel(self.reactor, role.link, ignore_line, int)
         )
+        if role is not None:  # the watchdog waits for us, when it hears of us, and not for him
+            os.environ.pop("WATCHDOG_PID", None)
         self.notifier = Notifier(os.environ, self.reactor)
         self.had_terminal = has_terminal()
         self.children: list[Child] = []
@@ -103,7 +108,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until stopped; return the exit code. Blocks; installs signal handlers."""
-        names = (*STOP_SIGNALS, *RELOAD_SIGNALS, *REOPEN_SIGNALS, *OTHER_SIGNALS)
+        names = (*STOP_SIGNALS, *RELOAD_SIGNALS, *REOPEN_SIGNALS, "SIGCHLD", *SUPERVISOR_SIGNALS)
         self.restore_signals = route_signals(self.reactor, names, self.on_signal)
         try:
             self.balance()
@@ -468,7 +473,8 @@ class Supervisor:
     def begin_stop(self, how: str) -> None:
         """Close the sockets and have all workers ``stop`` or ``retire``."""
         self.stops = max(1, self.stops)
-        self.notifier.tell_stopping()
+        if how == "stop":  # else an heir goes on
+            self.notifier.tell_stopping()
         self.release_sockets()
         for child in self.children:
             self.leave(child, how)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator
+    from typing import Any, Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 10.0  # seconds; generous, since it only ever passes when something is broken
@@ -690,6 +690,67 @@ class ScriptedSocket:
     def names(self) -> list[str]:
         """Return the names of the calls so far, in order."""
         return [call[0] for call in self.calls]
+
+
+class Askers:
+    """Clients that ask one request after the other until told to stop, and remember what failed.
+
+    ``ask(client)``, of a subclass, asks one on a RawClient and returns the response. A connection
+    is kept until the server says that it closes it.
+    """
+
+    def __init__(self, address: Any, clients: int = 4) -> None:
+        self.address = address
+        self.ending = threading.Event()
+        self.answered = 0
+        self.failures: list[str] = []
+        self.changed = threading.Condition()
+        self.threads = [threading.Thread(target=self.run, daemon=True) for _ in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def ask(self, client: RawClient) -> Response:
+        """Ask one request; what it raises is a failure."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Be one client."""
+        client = None
+        while not self.ending.is_set():
+            try:
+                client = client or RawClient(self.address)
+                response = self.ask(client)
+                assert response.status == 200 and response.complete, response
+                if response.get("connection") == b"close":
+                    client.close()
+                    client = None
+            except (OSError, AssertionError) as exc:
+                self.failures.append(repr(exc))
+                if client is not None:
+                    client.close()
+                client = None
+            with self.changed:
+                self.answered += 1
+                self.changed.notify_all()
+        if client is not None:
+            client.close()
+
+    def wait_until(self, enough: Callable[[], bool]) -> None:
+        """Go on until ``enough()``."""
+        with self.changed:
+            assert self.changed.wait_for(enough, DEADLINE), (self.answered, self.failures[:5])
+
+    def go_on(self, requests: int = 100) -> None:
+        """Go on until so many more were answered."""
+        wanted = self.answered + requests
+        self.wait_until(lambda: self.answered >= wanted)
+
+    def end(self) -> Any:
+        """Stop, and fail if anything was lost."""
+        self.ending.set()
+        for thread in self.threads:
+            thread.join(DEADLINE)
+        assert not self.failures, (len(self.failures), self.answered, self.failures[:5])
 
 
 def parallel(count: int, function: Any) -> list[Any]:

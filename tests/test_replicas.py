@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from .support import DEADLINE, ROOT, Lines, RawClient, Server
+from .support import DEADLINE, ROOT, Askers, Lines, RawClient, Response, Server
 
 DEPLOY = ROOT / "examples" / "deploy"
 HAPROXY, NGINX = shutil.which("haproxy"), shutil.which("nginx")
@@ -102,53 +102,20 @@ class Balancer:
         self.log.close()
 
 
-class Users:
-    """Clients that ask one request after the other until told to stop, and remember what failed."""
+class Users(Askers):
+    """Clients that ask one request after the other, on kept connections or on new ones."""
 
-    def __init__(self, address, method: str, kept: bool, number: int = 4) -> None:
-        self.address, self.method, self.kept = address, method, kept
-        self.ending = threading.Event()
-        self.answered = 0
-        self.failures: list[str] = []
-        self.changed = threading.Condition()
-        self.threads = [threading.Thread(target=self.ask, daemon=True) for _ in range(number)]
-        for thread in self.threads:
-            thread.start()
+    def __init__(self, address, method: str, kept: bool) -> None:
+        self.method, self.kept = method, kept
+        super().__init__(address)
 
-    def ask(self) -> None:
-        client = None
-        while not self.ending.is_set():
-            try:
-                client = client or RawClient(self.address)
-                body = os.urandom(500) if self.method == "POST" else b""
-                client.request(self.method, "/echo" if body else "/hello", body=body)
-                response = client.read_response(self.method)
-                if response.status != 200 or response.body != (body or b"hello"):
-                    self.failures.append(repr(response))
-                if response.get("connection") == b"close" or not self.kept:
-                    client.close()
-                    client = None
-            except (OSError, AssertionError) as exc:
-                self.failures.append(repr(exc))
-                client = None
-            with self.changed:
-                self.answered += 1
-                self.changed.notify_all()
-        if client is not None:
-            client.close()
-
-    def go_on(self, requests: int = 100) -> None:
-        """Wait until so many more were answered."""
-        with self.changed:
-            wanted = self.answered + requests
-            assert self.changed.wait_for(lambda: self.answered >= wanted, DEADLINE), self.failures
-
-    def end(self) -> None:
-        """Stop, and fail if anything was lost."""
-        self.ending.set()
-        for thread in self.threads:
-            thread.join(DEADLINE)
-        assert not self.failures, (len(self.failures), self.answered, self.failures[:5])
+    def ask(self, client) -> Response:
+        body = os.urandom(500) if self.method == "POST" else b""
+        own = () if self.kept else ("Connection: close",)
+        client.request(self.method, "/echo" if body else "/hello", *own, body=body)
+        response = client.read_response(self.method)
+        assert response.body == (body or b"hello"), response
+        return response
 
 
 @pytest.fixture

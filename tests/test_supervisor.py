@@ -16,7 +16,17 @@ import threading
 
 import pytest
 
-from .support import DEADLINE, ROOT, RawClient, parallel, run_server, server_command
+from .support import (
+    DEADLINE,
+    ROOT,
+    Askers,
+    Lines,
+    RawClient,
+    Response,
+    parallel,
+    run_server,
+    server_command,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals are what it is about")
 APP = ("tests.apps_workers:app", "--lifespan", "off", "--no-access-log")
@@ -78,55 +88,26 @@ def quiet(server) -> bool:
     return not re.search(r"Traceback|ERROR|CRITICAL|Exception", server.log_text())
 
 
-class Load:
-    """Clients that ask on kept connections until told to stop; every lost request is a failure."""
+class Load(Askers):
+    """Clients that ask on kept connections; ``end`` tells who answered."""
 
     def __init__(self, address, clients=4, target="/pid") -> None:
-        self.address, self.target = address, target
-        self.ending = threading.Event()
+        self.target = target
         self.answers: list[bytes] = []
-        self.failures: list[str] = []
-        self.enough = threading.Condition()
-        self.threads = [threading.Thread(target=self.ask, daemon=True) for _ in range(clients)]
-        for thread in self.threads:
-            thread.start()
+        super().__init__(address, clients)
 
-    def ask(self) -> None:
-        client = None
-        while not self.ending.is_set():
-            try:
-                client = client or RawClient(self.address)
-                response = client.get(self.target)
-                if response.status != 200 or not response.complete:
-                    self.failures.append(repr(response))
-                if response.get("connection") == b"close":
-                    client.close()
-                    client = None
-            except (OSError, AssertionError) as exc:
-                self.failures.append(repr(exc))
-                client = None
-            with self.enough:
-                self.answers.append(response.body)
-                self.enough.notify_all()
-        if client is not None:
-            client.close()
+    def ask(self, client) -> Response:
+        response = client.get(self.target)
+        self.answers.append(response.body)
+        return response
 
     def wait_for(self, wanted) -> None:
         """Go on until ``wanted(bodies)``."""
-        with self.enough:
-            assert self.enough.wait_for(lambda: wanted(self.answers), DEADLINE), self.failures
-
-    def go_on(self) -> None:
-        """Go on until each client has been answered a few times more."""
-        enough = len(self.answers) + 10 * len(self.threads)
-        self.wait_for(lambda answers: len(answers) >= enough)
+        self.wait_until(lambda: wanted(self.answers))
 
     def end(self) -> set[int]:
         """Stop, fail if anything was lost, and return the pids of those who answered."""
-        self.ending.set()
-        for thread in self.threads:
-            thread.join(DEADLINE)
-        assert not self.failures, self.failures[:5]
+        super().end()
         return set(map(int, self.answers))
 
 
@@ -287,7 +268,7 @@ def test_a_worker_that_fails_at_the_start_ends_it_all(start, app, variables, cod
     """PR-07: no restart loop, the reason is shown, and the exit code tells."""
     done = run_server(
         app, "--workers", "2", "--port", "0", "--worker-start", start,
-        env={**os.environ, **variables},
+        env={**os.environ, **variables}, deadline=3 * DEADLINE,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert words in done.stderr and "giving up" in done.stderr
@@ -621,6 +602,31 @@ def test_a_new_version_takes_over(serve, tmp_path, start):
     assert not os.path.exists(path)
 
 
+def test_the_service_manager_follows_to_the_new_version(serve, tmp_path):
+    """It hears of the new main process, whom its watchdog waits for then; of no end."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(path)
+        heard = Lines(data for data in iter(lambda: notify.recv(1000), b""))
+        named = ["sh", "-c", 'WATCHDOG_PID=$$ exec "$0" "$@"', *server_command()]
+        environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000"}
+        server = serve(*APP, "--workers", "2", env=environ, program=named)
+        assert heard.wait_for("READY=1") and heard.wait_for("WATCHDOG=1")
+        server.send_signal(signal.SIGUSR2)
+        heir = int(server.wait_for_log(r"process (\d+) has taken over")[1])
+        try:
+            assert heard.wait_for(f"^MAINPID={heir}$")
+            assert server.process.wait(DEADLINE) == 0
+            assert heard.wait_for("WATCHDOG=1", start=len(heard.lines), count=2)
+            assert "STOPPING=1" not in heard.text()
+        finally:
+            os.kill(heir, signal.SIGTERM)
+        assert heard.wait_for("STOPPING=1")
+        notify.sendto(b"", path)
+        heard.close()
+    assert all_have_ended(server) and quiet(server)
+
+
 def test_a_new_version_that_fails_changes_nothing(serve, tmp_path):
     module = tmp_path / "version.py"
     module.write_text("from tests.apps_workers import app")
@@ -771,6 +777,39 @@ def test_a_signal_to_the_whole_group(serve, start, number):
         assert client.read_response().body.startswith(b"6 ")
     assert server.wait() == 0
     assert all_have_ended(server) and quiet(server)
+
+
+@STARTS
+def test_the_supervisors_signals_end_no_worker(serve, start):
+    """``systemctl kill`` sends them to everybody, too."""
+    server = serve(*APP, "--workers", "2", "--worker-start", start)
+    old = workers(server)
+    for pid in old:
+        for number in (signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP):
+            os.kill(pid, number)
+    seen = {int(get(server)) for _ in range(20)}
+    assert seen <= set(old) and workers(server) == old
+    assert server.stop() == 0 and quiet(server)
+
+
+def test_a_server_without_supervisor_says_that_it_has_none(serve):
+    server = serve(*APP)
+    server.send_signal(signal.SIGUSR2)
+    server.wait_for_log(r"WARNING: +SIGUSR2 needs a supervisor")
+    assert int(get(server)) == server.process.pid
+    assert server.stop() == 0
+
+
+def test_what_an_app_does_with_a_signal_it_goes_on_to_do(serve, tmp_path):
+    (tmp_path / "handling.py").write_text(
+        "import os, signal\nfrom tests.apps_workers import app, say\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: say('APP was signalled'))\n"
+    )
+    own = ("handling:app", "--app-dir", str(tmp_path), "--lifespan", "off")
+    server = serve(*own, env={"PYTHONPATH": str(ROOT)})
+    server.send_signal(signal.SIGUSR2)
+    server.wait_for_log("APP was signalled")
+    assert server.stop() == 0 and "needs a supervisor" not in server.log_text()
 
 
 @STARTS
