@@ -12,8 +12,8 @@ import sys
 from .config import Config
 from .errors import ConfigError
 from .logs import error_logger
-from .process import ignore_signals, run_spawned, take_role
-from .reload import Reloader
+from .process import can_fork, check_platform, ignore_signals, run_spawned, take_role
+from .reload import Reloader, watched_places
 from .server import Server, prepare
 from .sockets import check_places
 from .supervisor import Supervisor
@@ -41,7 +41,7 @@ def serve(config: Config) -> int:
         sys.exit(run_spawned(config, role))  # what comes behind run() is not for a worker
     if config.reload:
         made: Server | Supervisor | int = prepare(config, lambda: Reloader(config))
-    elif config.workers > 1 or config.max_worker_age or config.max_worker_memory or role:
+    elif wants_workers(config) or role:
         made = prepare(config, lambda: Supervisor(config, role))
     else:
         ignore_signals("SIGUSR2", say="SIGUSR2 needs a supervisor (--workers 2): nothing is done")
@@ -49,9 +49,22 @@ def serve(config: Config) -> int:
     return made if isinstance(made, int) else made.run()
 
 
+def wants_workers(config: Config) -> bool:
+    """Tell whether a supervisor is needed."""
+    return config.workers > 1 or config.max_worker_age > 0 or config.max_worker_memory > 0
+
+
 def check(config: Config) -> int:
     """Do all that serve does before it listens; return the exit code it would end with."""
-    prepared = prepare(config, lambda: Server(config))
+
+    def make() -> Server:
+        if config.reload:
+            watched_places(config)
+        if config.reload or wants_workers(config):
+            check_platform(config, can_fork(config))
+        return Server(config)
+
+    prepared = prepare(config, make)
     if not isinstance(prepared, Server):
         return prepared
     prepared.close()

@@ -112,18 +112,24 @@ def file_stamp(path: str) -> Stamp | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def watched_places(config: Config) -> list[str]:
+    """Return the directories to watch; raise ConfigError for one that does not exist."""
+    places = config.reload_dir or [config.app_dir]
+    for place in places:
+        if not os.path.isdir(place):
+            raise ConfigError(f"--reload-dir {place}: no such directory", 2)
+    return places
+
+
 class Reloader(Supervisor):
     """Keep one worker, and start it anew whenever a file has changed."""
 
     def __init__(self, config: Config) -> None:
         if config.workers > 1:
             error_logger.warning("--reload: one worker instead of %d", config.workers)
+        places = watched_places(config)
         super().__init__(config)
         self.wanted = 1
-        places = config.reload_dir or [config.app_dir]
-        for place in places:
-            if not os.path.isdir(place):
-                raise ConfigError(f"--reload-dir {place}: no such directory", 2)
         self.watcher = Watcher(places, config.reload_include, config.reload_exclude)
         self.waiting = False  # the app cannot be loaded: only a change can help
         for sock in self.sockets:

@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 
 from .errors import ConfigError
 from .systemd import take_inherited
@@ -85,6 +86,8 @@ def open_sockets(config: Config) -> tuple[list[socket.socket], list[SocketFile]]
 
 def places(config: Config, activated: bool) -> list[Place]:
     """Tell where to listen: ``--bind`` alone counts if given, then fd, uds, systemd, host."""
+    if config.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+        raise ConfigError("--reuse-port: this system has no SO_REUSEPORT; leave it out", 3)
     if config.bind:
         return list(map(parse_bind, config.bind))
     if config.fd >= 0:
@@ -101,8 +104,8 @@ def check_places(config: Config) -> None:
     for kind, where, port in places(config, False):
         if kind == "tcp":
             resolve(where, port)
-        elif kind == "unix" and not os.path.isdir(os.path.dirname(where) or "."):
-            raise ConfigError(f"cannot listen on unix:{where}: no such directory", 3)
+        elif kind == "unix":
+            check_unix(where)
 
 
 def parse_bind(text: str) -> Place:
@@ -210,8 +213,6 @@ def bind_one(
         if os.name == "posix":  # on Windows it would let two servers share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
-            if not hasattr(socket, "SO_REUSEPORT"):
-                raise ConfigError("--reuse-port: this system has no SO_REUSEPORT; leave it out", 3)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == getattr(socket, "AF_INET6", None):
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -225,11 +226,21 @@ def bind_one(
 # -- unix and inherited sockets ----------------------------------------------------------------
 
 
-def open_unix(path: str, permissions: int = 0o666) -> socket.socket:
-    """Bind a unix socket; a stale file is replaced, anything else at ``path`` is left alone."""
+def check_unix(path: str) -> None:
+    """Raise ConfigError where there are no unix sockets, or none of this kind, or no directory."""
     if not hasattr(socket, "AF_UNIX"):
         raise ConfigError("this system has no unix sockets: use --host and --port", 3)
-    abstract = path.startswith("@")  # Linux: a name that no file stands for
+    if path.startswith("@"):
+        if not sys.platform.startswith(("linux", "android")):
+            raise ConfigError(f"unix:{path}: abstract names are Linux's alone: use a path", 3)
+    elif not os.path.isdir(os.path.dirname(path) or "."):
+        raise ConfigError(f"cannot listen on unix:{path}: no such directory", 3)
+
+
+def open_unix(path: str, permissions: int = 0o666) -> socket.socket:
+    """Bind a unix socket; a stale file is replaced, anything else at ``path`` is left alone."""
+    check_unix(path)
+    abstract = path.startswith("@")  # a name that no file stands for
     address: str | bytes = b"\0" + os.fsencode(path[1:]) if abstract else path
     if not abstract:
         remove_stale(path)

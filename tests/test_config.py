@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from selectserve.config import Config, all_options, environment_values
 from selectserve.errors import ConfigError
 from selectserve.sources import load_env_file, read_config_file, write_config
 
-from .support import run_server
+from .support import DEADLINE, ROOT, run_server
 
 needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python cannot read TOML")
 APP = "tests.apps:app"
@@ -276,12 +277,51 @@ def test_check_of_what_is_good(tmp_path):
         ((APP, "--access-log-format", "%(x)s"), 2, "no token"),
         ((APP, "--log-config", "missing.json"), 1, "--log-config missing.json"),
         ((APP, "--root-path", "x"), 2, "must begin with /"),
+        ((APP, "--reload", "--reload-dir", "missing"), 2, "--reload-dir missing: no such"),
     ],
 )
 def test_check_of_what_is_not(arguments, code, reason):
     done = run_server(*arguments, "--check")
     assert done.returncode == code and reason in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+LACKING = """
+import functools, os, socket, sys
+from selectserve.cli import main
+{lack}
+sys.exit(main(["tests.apps:app", "--lifespan", "off", *{options!r}]))
+"""
+NO_FORK = "--preload and --worker-start fork need a system with os.fork"
+NO_UNIX = (  # Python's own socketpair() has to be told what to do without
+    "socket.socketpair = functools.partial(socket.socketpair, socket.AF_UNIX); del socket.AF_UNIX"
+)
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    "lack, options, code, sentence",
+    [
+        ("del os.fork", ["--workers", "2", "--preload"], 2, NO_FORK),
+        ("del os.fork", ["--workers", "2", "--worker-start", "fork"], 2, NO_FORK),
+        ("os.sysconf = int", ["--max-worker-memory", "1G"], 2,
+         "--max-worker-memory: this system has no /proc to ask"),
+        ("del socket.SO_REUSEPORT", ["--reuse-port"], 3,
+         "--reuse-port: this system has no SO_REUSEPORT; leave it out"),
+        (NO_UNIX, ["--uds", "socket"], 3,
+         "this system has no unix sockets: use --host and --port"),
+        ("sys.platform = 'darwin'", ["--uds", "@name"], 3,
+         "unix:@name: abstract names are Linux's alone: use a path"),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX system is made to lack things here")
+def test_what_a_system_lacks_is_said_in_one_sentence(lack, options, code, sentence, check):
+    program = LACKING.format(lack=lack, options=[*options, *(["--check"] if check else [])])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, f"ERROR:    {sentence}\n")
 
 
 # -- from Python -----------------------------------------------------------------------------------

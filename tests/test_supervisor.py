@@ -139,6 +139,20 @@ def test_the_environment_gives_the_number(serve):
     assert server.stop() == 0
 
 
+def test_a_system_without_fork(serve, tmp_path):
+    """Workers are new processes there; all the rest is the same."""
+    (tmp_path / "sitecustomize.py").write_text("import os\ndel os.fork\n")
+    server = serve(*APP, "--workers", "2", env={"PYTHONPATH": str(tmp_path)})
+    first, second = workers(server)
+    assert int(get(server)) in (first, second)
+    os.kill(first, signal.SIGKILL)
+    server.wait_for_log(f"worker {first} was killed by SIGKILL")
+    wait_for_workers(server, 3)
+    restart(server)
+    assert int(get(server)) in workers(server)[3:]
+    assert server.stop() == 0 and all_have_ended(server)
+
+
 def test_wrong_numbers():
     done = run_server(*APP, "--workers", "0")
     assert done.returncode == 2 and "--workers" in done.stderr
