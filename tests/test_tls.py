@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 from .apps_production import ask_websocket_scope
 from .support import DEADLINE, ROOT, RawClient, run_server
 
-pytestmark = pytest.mark.usefixtures("healthy")
+CURL, OPENSSL, WRK = map(shutil.which, ("curl", "openssl", "wrk"))
 CURL, OPENSSL = shutil.which("curl"), shutil.which("openssl")
 needs_curl = pytest.mark.skipif(not CURL, reason="curl is not installed")
 if not OPENSSL:
@@ -637,6 +638,26 @@ def test_many_pipelined_requests(server, pki):
             assert client.read_response().body == b"hello"
 
 
+@pytest.mark.skipif(not WRK, reason="wrk is not installed")
+def test_wrk_while_certificates_are_renewed(serve, pki):
+    """As fast as it goes, and the contexts change in the middle: nothing is lost."""
+    server = serve(*SERVED, *pki.options("local"))
+    wrk = subprocess.Popen(
+        [WRK, "-t1", "-c16", "-d2", f"https://127.0.0.1:{server.port}/hello"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    renewals = 0
+    while wrk.poll() is None:
+        start = server.log_position()
+        server.send_signal(signal.SIGHUP)
+        server.wait_for_log("certificates loaded again", start=start)
+        assert shown_certificate(server)
+        renewals += 1
+    output = wrk.communicate()[0]
+    assert "Socket errors" not in output and "Non-2xx" not in output, output
+    assert renewals > 1 and int(re.search(r"(\d+) requests in", output)[1]) > 100
+
+
 # -- bad starts ------------------------------------------------------------------------------------
 
 
@@ -657,8 +678,6 @@ def test_many_pipelined_requests(server, pki):
     ],
 )  # fmt: skip
 def test_a_bad_start_is_one_line(pki, certificate, key, more, reason):
-    import re
-
     (pki.home / "junk.pem").write_text("no certificate\n")
     if not (pki.home / "secret.key").exists():
         openssl(
