@@ -530,6 +530,25 @@ def test_log_config_in_yaml(tmp_path):
         assert "selectserve.error|INFO|the configuration is good" in stream.read()
 
 
+def test_log_config_in_real_yaml(tmp_path):
+    """What is YAML only; and a file that wants to run something."""
+    pytest.importorskip("yaml", reason="PyYAML is not installed")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "version: 1  # a comment\n"
+        'formatters: {f: {format: "%(name)s|%(message)s"}}\n'
+        "handlers:\n  h: {class: logging.StreamHandler, formatter: f}\n"
+        "loggers:\n  selectserve: {handlers: [h], level: INFO}\n"
+    )
+    done = run_server(*APP, "--log-config", str(path), "--check")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("selectserve.error|the configuration is good")
+    path.write_text(f"!!python/object/apply:os.mkdir [{tmp_path}/made]\n")
+    done = run_server(*APP, "--log-config", str(path), "--check")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "made").exists()
+
+
 def run_code(code: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
