@@ -6,9 +6,11 @@ says what it was waiting for.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
+import random
 import re
 import selectors
 import signal
@@ -25,8 +27,15 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE = 10.0  # seconds; generous, since it only ever passes when something is broken
+DEADLINE = 30.0  # seconds; generous, since it only ever passes when something is broken
 START_DEADLINE = 60.0  # an app's imports, on a machine that has other things to do
+# What a server of ours does after a while is asked for by the test that waits for it. No other test
+# depends on how slow the machine is: no idle connection ends under it, and a shutdown that would
+# wait for its deadline is seen.
+PATIENT = {
+    f"SELECTSERVE_TIMEOUT_{what}": "300"
+    for what in ("KEEP_ALIVE", "HANDSHAKE", "HEADER", "BODY", "GRACEFUL_SHUTDOWN")
+}
 UNDER_TEST = os.environ.get("SELECTSERVE_UNDER_TEST", "")  # a built selectserve.py, or nothing
 
 
@@ -51,6 +60,26 @@ def run_server(
         timeout=deadline,
         **options,
     )
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports that are free now, and that nobody is given who asks the system for any.
+
+    Else a server that ends and starts again may find a client's connection on its own port.
+    """
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first = 32768
+    candidates = iter(random.sample(range(first // 2, first), first // 4))
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < number:
+            port = next(candidates)
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+        return ports
 
 
 class Lines:
@@ -123,7 +152,7 @@ class Server:
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={**os.environ, **PATIENT, "PYTHONUNBUFFERED": "1", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -381,7 +381,7 @@ def test_limit_max_requests(serve):
 def test_an_idle_server_ends_at_once(serve, number):
     """PR-10, PR-12."""
     server = serve("tests.apps:app")
-    assert server.stop(number, deadline=1.5) == 0
+    assert server.stop(number) == 0
     assert "Traceback" not in server.log_text()
     with pytest.raises(ConnectionRefusedError):
         server.connect()
@@ -394,7 +394,7 @@ def test_idle_connections_do_not_hold_the_end(serve, number):
     with server.connect() as kept, server.connect() as silent, server.connect() as half:
         assert kept.get("/hello").body == b"hello"
         half.send(b"GET / HTTP/1.1\r\nHo")
-        assert server.stop(number, deadline=1.5) == 0
+        assert server.stop(number) == 0
         assert kept.is_closed() and silent.is_closed() and half.is_closed()
     assert "Traceback" not in server.log_text()
 
@@ -417,7 +417,7 @@ def test_a_request_in_progress_is_completed(serve, tag):
         assert response.body == b"done" and response.get("connection") == b"close"
         assert upload.is_closed()
         assert stream.read_until_close().endswith(b"\r\n0\r\n\r\n")
-    assert server.wait(1.5) == 0
+    assert server.wait() == 0
 
 
 def test_a_second_signal_skips_the_drain(serve, tag):
@@ -428,7 +428,7 @@ def test_a_second_signal_skips_the_drain(serve, tag):
         server.wait_for_log(f"APP gate={tag} begun")
         server.send_signal(signal.SIGINT)
         server.wait_for_log("shutting down")
-        server.stop(signal.SIGINT, deadline=2)
+        server.stop(signal.SIGINT)
     assert "Traceback" not in server.log_text()
 
 
@@ -438,7 +438,7 @@ def test_the_drain_ends_in_time(serve, tag):
     with server.connect() as client:
         client.request("GET", f"/with_finally?{tag}")
         server.wait_for_log(f"APP {tag} begun")
-        assert server.stop(signal.SIGTERM, deadline=5) == 0
+        assert server.stop(signal.SIGTERM) == 0
         server.wait_for_log(f"APP {tag} finally")
 
 

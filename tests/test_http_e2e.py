@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from .support import RawClient, parallel
+from .support import DEADLINE, RawClient, parallel
 from .test_http1 import TAIL, TRANSCRIPTS, read
 from .transcripts import is_error, unescape
 
@@ -450,7 +450,7 @@ def test_reading_stops_while_a_request_is_in_flight(server, tag):
                 sent += len(TAIL) * 4000
         assert sent < 64 << 20
         other.get(f"/open_gate?gate={tag}")
-        client.deadline = 10
+        client.deadline = DEADLINE
         assert client.read_response().body == f"gate={tag}".encode()
 
 

@@ -19,7 +19,6 @@ from .test_websocket_e2e import TEXT, WebSocketClient, encode
 
 APP = "tests.apps_trace:app"
 TOKEN = "open-sesame"
-PATIENT = ("--timeout-keep-alive", "300")  # a browser starts slowly on a busy machine
 
 
 class Inspected:
@@ -306,7 +305,7 @@ def test_without_it_there_is_nothing_of_it():
 
 @needs_chromium
 def test_the_page_with_many_connections(serve, tmp_path):
-    inspected = Inspected(serve(APP, "--inspect", "0", "--inspect-token", TOKEN, *PATIENT))
+    inspected = Inspected(serve(APP, "--inspect", "0", "--inspect-token", TOKEN))
     server = inspected.server
     crowd = [hang(server) if number % 5 == 0 else server.connect() for number in range(500)]
     try:

@@ -15,7 +15,7 @@ from hashlib import sha256
 import pytest
 
 from .apps_production import ask_websocket_scope
-from .support import DEADLINE, Lines, RawClient, parallel, run_server
+from .support import DEADLINE, Lines, RawClient, free_ports, parallel, run_server
 
 pytestmark = pytest.mark.usefixtures("healthy")
 APP = ("tests.apps:app", "--lifespan", "off")
@@ -415,8 +415,7 @@ def nginx(tmp_path):
     proxies = []
 
     def start(upstream: str, buffering: str = "on") -> Proxy:
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            port = sock.getsockname()[1]
+        (port,) = free_ports(1)
         home = tmp_path / f"nginx{len(proxies)}"
         home.mkdir()
         os.chmod(tmp_path, 0o755)

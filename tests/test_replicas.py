@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import re
 import shutil
@@ -13,19 +12,12 @@ import threading
 
 import pytest
 
-from .support import DEADLINE, ROOT, Askers, Lines, RawClient, Response, Server
+from .support import DEADLINE, ROOT, Askers, Lines, RawClient, Response, Server, free_ports
 
 DEPLOY = ROOT / "examples" / "deploy"
 HAPROXY, NGINX = shutil.which("haproxy"), shutil.which("nginx")
 NAMES = ("one", "two", "three")
 needs_haproxy = pytest.mark.skipif(not HAPROXY, reason="haproxy is not installed")
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports that are free now, and are ours as long as nobody else is as quick."""
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [sock.getsockname()[1] for sock in socks]
 
 
 class Replica:
@@ -63,7 +55,11 @@ class Balancer:
         text = (DEPLOY / "haproxy.cfg").read_text()
         text = text.replace("/run/haproxy-admin.sock", self.admin)
         text = text.replace("bind 127.0.0.1:8080", f"bind fd@{listening.fileno()}")
-        text = text.replace("GET /health", "GET /hello").replace("inter 1s", "inter 100ms")
+        text = text.replace("GET /health", "GET /hello")
+        # Who was down is soon asked again; who is up has time to answer, however busy we are.
+        text = text.replace("inter 1s", "inter 1s downinter 100ms")
+        text = text.replace("timeout connect 2s", "timeout connect 30s\n  timeout check 30s")
+        assert "downinter" in text and "timeout check" in text
         for number, port in enumerate(ports):
             text = text.replace(f"127.0.0.1:800{number + 1}\n", f"127.0.0.1:{port}\n")
             assert f":{port}\n" in text

@@ -416,8 +416,9 @@ def test_a_bomb_is_1009_and_memory_stays():
 
 def test_an_app_that_does_not_receive_stops_the_reading():
     with Server("tests.apps_websocket:app", "--ws-ping-interval", "0") as server:
-        with WebSocketClient(server.address, deadline=2) as client:
+        with WebSocketClient(server.address) as client:
             opened(client, "/deaf")
+            client.deadline = 2.0
             before = rss(server)
             frame = encode(BINARY, b"x" * 65536)
             sent = 0
@@ -440,8 +441,9 @@ def test_a_client_that_does_not_read_stops_the_sending(server):
 
 
 def test_pings_of_a_client_that_does_not_read_do_not_pile_up(server):
-    with WebSocketClient(server.address, deadline=2, receive_buffer=4096) as client:
+    with WebSocketClient(server.address, receive_buffer=4096) as client:
         opened(client)
+        client.deadline = 2.0
         before = rss(server)
         pings = encode(PING, b"x" * 125) * 500
         with pytest.raises(OSError):
@@ -489,7 +491,7 @@ def test_shutdown_is_1012():
             assert "telling" not in server.log_text()
             assert client.read_close()[0] == 1012
             assert client.end()
-            assert server.wait(5) == 0
+            assert server.wait() == 0
 
 
 def test_shutdown_does_not_wait_for_the_answer_to_1012_beyond_its_deadline():
@@ -500,7 +502,7 @@ def test_shutdown_does_not_wait_for_the_answer_to_1012_beyond_its_deadline():
             server.send_signal(signal.SIGTERM)
             assert client.read_exactly(4) == b"\x88\x02\x03\xf4"
             assert client.socket.recv(1) == b""  # or ConnectionResetError
-            assert server.wait(5) == 0
+            assert server.wait() == 0
 
 
 def test_the_access_log_has_a_line(server, client):
