@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from typing import Callable, Iterator
 
 numbers = itertools.count()
+
+# What nohup or a shell's & has us ignore, servers would ignore, too; it is they who are tested.
+for name, usual in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+    if getattr(signal, name, None) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), usual)
 
 if UNDER_TEST:
     spec = importlib.util.spec_from_file_location("selectserve", UNDER_TEST)

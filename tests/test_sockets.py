@@ -410,10 +410,11 @@ class Manager:
 
     def hear(self, word: str) -> list[str]:
         """Return the lines of the next datagram that begins with ``word``."""
-        while True:
+        for _ in range(1000):
             lines = self.sock.recv(4096).decode().split("\n")
             if lines[0] == word:
                 return lines
+        raise AssertionError(f"{word} does not come, but {lines} again and again")
 
     def __enter__(self):
         return self
