@@ -199,6 +199,7 @@ class FacadeLoop(LoopBase):
 
     if TYPE_CHECKING:
         handle_class: type[FacadeHandle]
+        threadsafe_class: Any
         timer_class: type[FacadeTimerHandle]
         slow_callback_duration: float
         _asyncgen_finalizer_hook: Any
@@ -328,6 +329,24 @@ class FacadeLoop(LoopBase):
         self._ready.append(partial(self.run_watched, handle) if self._debug else handle)
         return handle
 
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[Unpack[Args]], object],
+        *args: Unpack[Args],
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        """Queue a callback, from any thread; asyncio's own would queue what cannot be called."""
+        self._check_closed()
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        handle: Any = self.threadsafe_class(callback, args, self, context)
+        if handle._source_traceback:  # without what is not the caller's line
+            del handle._source_traceback[-1 if self.threadsafe_class is self.handle_class else -2 :]
+        self._ready.append(partial(self.run_watched, handle) if self._debug else handle)
+        self._write_to_self()
+        queued: asyncio.Handle = handle
+        return queued
+
     def _add_callback(self, handle: asyncio.Handle) -> None:
         if not handle._cancelled:  # asyncio's own, of a descriptor or a signal
             self._ready.append(partial(self.run_watched, handle))
@@ -447,8 +466,12 @@ def facade_class() -> Any:
         (FacadeTimerHandle, asyncio.TimerHandle),
         {"__slots__": ("timer",), "__call__": run},
     )
+    # Pythons since 3.14 have one that another thread can cancel; it looks for that itself.
+    safe: Any = getattr(asyncio.events, "_ThreadSafeHandle", None)
+    if safe is not None:
+        safe = type("ThreadSafeHandle", (safe,), {"__slots__": (), "__call__": safe._run})
     return type(
         "ReactorEventLoop",
         (FacadeLoop, asyncio.SelectorEventLoop),
-        {"handle_class": handle, "timer_class": timer},
+        {"handle_class": handle, "threadsafe_class": safe or handle, "timer_class": timer},
     )
