@@ -269,6 +269,7 @@ class View:
         self.seen_moment = inspector.recorder.count
         self.seen_turn = 0
         self.follow = 0  # the number of a connection that is always shown
+        self.orders = 0  # obeyed so far: the page tells by it what it has asked for and not got yet
         self.moved: dict[int, None] = {}  # those that something happened to, the last one last
 
     async def show(self) -> None:
@@ -283,6 +284,7 @@ class View:
 
     def obey(self, message: Message) -> None:
         """Do what the page asks for; what is no order is ignored."""
+        self.orders += 1
         try:
             order = json.loads(message.get("text") or "")
             observer = self.inspector.observer
@@ -319,6 +321,7 @@ class View:
             "now": observer.real(),
             "clock": now,
             "pace": observer.pace,
+            "orders": self.orders,
             "delay": observer.delay,
             "waiting": observer.waiting() if observer.pace == "paused" else [],
             "turn_count": observer.turn_count,

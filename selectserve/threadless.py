@@ -1,7 +1,8 @@
 """threadless: logging for a Python that has no threads.
 
 logging imports threading, of which it wants nothing but locks. Where there is none it is lent some
-that need not lock, since nobody else runs; afterwards threading is missing as before.
+that need not lock, since nobody else runs; afterwards threading is missing as before. And so is
+_thread, of which warnings wants a lock since Python 3.14.
 """
 
 from __future__ import annotations
@@ -37,10 +38,16 @@ def lend_locks() -> None:
     """Import logging with our locks."""
     stand_in: Any = type(sys)("threading")
     stand_in.Lock = stand_in.RLock = NoLock
-    sys.modules["threading"] = stand_in
+    lent = ["threading"]
+    try:
+        import _thread  # noqa: F401
+    except ImportError:
+        lent.append("_thread")
+    sys.modules.update(dict.fromkeys(lent, stand_in))
     try:
         import logging
 
         logging.logThreads = False
     finally:
-        del sys.modules["threading"]
+        for name in lent:
+            del sys.modules[name]

@@ -21,5 +21,7 @@ async def show_imports(scope, receive, send):
     await send({"type": "http.response.body", "body": repr(seen()).encode()})
 
 
-if __name__ == "__main__":  # what `python -m` brings along by itself: typing, before 3.10
+if __name__ == "__main__":  # what comes by itself: typing with `python -m`, before 3.10…
+    import logging  # noqa: F401  # …and since 3.14 dataclasses, with traceback
+
     print(seen())

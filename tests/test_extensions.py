@@ -15,7 +15,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import time
 
 import pytest
@@ -34,7 +33,6 @@ from .support import DEADLINE, FakeClock, RawClient, RecordedClient, Server
 pytestmark = pytest.mark.usefixtures("healthy")
 APP = "tests.apps_extensions:app"
 OPENSSL, CURL = shutil.which("openssl"), shutil.which("curl")
-PYPY = sys.implementation.name == "pypy"  # collects its garbage when it likes
 HTTP = {"http.response.pathsend", "http.response.zerocopysend"}
 HTTP_1_1 = HTTP | {"http.response.trailers", "http.response.early_hint"}
 LETTERS = bytes(range(65, 91))
@@ -698,7 +696,7 @@ def test_memory_is_flat(certificate, tmp_path, way):
                     before = before or most
                 left -= taken
         # malloc keeps what pieces were read into, some of it for each thread: a bound, no trend
-        bound = (2 if way == "kernel" else 48 if PYPY else 12) << 20
+        bound = (2 if way == "kernel" else 48) << 20
         assert before and most - before < bound, f"grew by {most - before} bytes"
 
 

@@ -336,12 +336,15 @@ def test_the_page_with_many_connections(serve, tmp_path):
 def test_the_page_by_keyboard(inspected):
     with Browser() as browser, inspected.server.connect() as client:
         browser.open(inspected.url)
-        client.get("/sleep")
+        browser.wait_for("document.getElementById('state').textContent === 'running'")
+        client.get("/sleep")  # moments are kept while somebody looks
         browser.wait_for(
             "document.getElementById('moments').textContent.includes('app(GET /sleep)')"
         )
         browser.press(" ", "Space", " ")
         browser.wait_for("document.getElementById('state').textContent === 'paused'")
+        # the page says so at once, and this when the server stands still
+        browser.wait_for("document.getElementById('next').textContent.includes('Standing still')")
         client.request("GET", "/<img src=x onerror=alert(1)>".replace(" ", "%20"))
         browser.wait_for("document.getElementById('next').textContent.includes('Transport #1')")
         browser.press("ArrowRight")
