@@ -3,12 +3,9 @@
 Looked for are pyenv's versions, python3.X and pypy3 on the PATH, and what ``--python PATH`` names.
 ``--only 3.9,3.13,pypy`` chooses among them, ``--quick`` runs a bounded set of files, ``--bundled``
 runs against the built single file. A table is printed at the end, and what was not there is said
-aloud. Versions that are still being made can be had from Debian sid, by hand:
-
-    debootstrap --variant=minbase --include=python3.14,python3.14-venv sid /opt/sid
-    python3 -m tests.matrix --python /opt/sid/usr/bin/python3.14
-
-The exit code is 1 when a suite failed, 2 when none could be run.
+aloud. Newer Pythons than this system has can be had from Debian's next release: ``--sid FOLDER``
+fetches it into that folder, once, by debootstrap (as root; half a GB), and makes its Pythons run
+outside of it by patchelf. The exit code is 1 when a suite failed, 2 when none could be run.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ QUICK = (
     "anywhere asgi_e2e bundle config embedding http_e2e lifespan reactor response task transport "
     "websocket"
 ).split()
+SID = ("3.14", "3.15")
 TAG = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2])"
 
 
@@ -43,6 +41,25 @@ def candidates(given: list[str]) -> list[str]:
         if path:
             found.append(path)
     return found
+
+
+def pythons_of_sid(folder: Path) -> list[str]:
+    """Fetch Debian sid unless it is there; return its Pythons, which run with its libraries."""
+    if not folder.exists():
+        wanted = [f"python{v},python{v}-venv,libpython{v}-testsuite" for v in SID]
+        options = ["--variant=minbase", f"--include={','.join(wanted)}"]
+        subprocess.run(["debootstrap", *options, "sid", str(folder)], check=True)
+    root = folder.resolve()
+    found = [root / f"usr/bin/python{version}" for version in SID]
+    (loader,) = root.glob("usr/lib*/ld-linux-*.so.*")
+    libraries = ":".join({str(path.parent) for path in root.glob("usr/lib/*/libc.so.*")})
+    for python in found:
+        options = ["--set-interpreter", str(loader), "--force-rpath", "--set-rpath", libraries]
+        subprocess.run(["patchelf", *options, str(python)], check=True)
+        for facts in root.glob(f"usr/lib/{python.name}/_sysconfigdata_*.py"):  # ensurepip asks it
+            text = facts.read_text()
+            facts.write_text(text.replace("'/usr/share/python-wh", f"'{root}/usr/share/python-wh"))
+    return [str(python) for python in found]
 
 
 def find_pythons(given: list[str]) -> dict[str, str]:
@@ -86,7 +103,9 @@ def run_suite(tag: str, python: str, arguments: list[str]) -> tuple[bool, str]:
     lines = log.read_text(errors="replace").splitlines() or ["nothing was said"]
     if code:
         bad = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        print("\n".join([*bad, f"(all of it: {log.relative_to(ROOT)})"]), flush=True)
+        failures = [i for i, line in enumerate(lines) if re.match("=+ (FAILURES|ERRORS) =+", line)]
+        print("\n".join([*lines[min(failures, default=-100) :][:400], *bad]))
+        print(f"(all of it: {log.relative_to(ROOT)})", flush=True)
     return code == 0, re.sub(r"^=+ | =+$", "", lines[-1])
 
 
@@ -94,11 +113,12 @@ def main() -> int:
     """Find, run, print the table."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.matrix", allow_abbrev=False)
     parser.add_argument("--python", action="append", default=[], metavar="PATH")
+    parser.add_argument("--sid", type=Path, metavar="FOLDER", help="Python 3.14 and 3.15, too")
     parser.add_argument("--only", default="", metavar="LIST", help="such as 3.9,3.13,pypy")
     parser.add_argument("--quick", action="store_true", help="a bounded set of files")
     parser.add_argument("--bundled", action="store_true", help="against the built single file")
     given, arguments = parser.parse_known_args()
-    pythons = find_pythons(given.python)
+    pythons = find_pythons(given.python + (pythons_of_sid(given.sid) if given.sid else []))
     missing = say_missing(pythons)
     only = given.only.split(",") if given.only else []
     if only:
