@@ -448,7 +448,7 @@ def test_idle_connections_and_half_heads_do_not_hold_up_a_shutdown(serve):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_endless_event_stream_is_told_in_the_middle_of_the_drain(serve, number):
-    server = serve(*LIFE, "--timeout-graceful-shutdown", "2.0")
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "4.0")
     with server.connect() as client:
         client.request("GET", "/events?tag")
         assert b"data: x" in client.read_until(b"data: x\n\n")

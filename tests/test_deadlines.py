@@ -1116,7 +1116,7 @@ def test_options_of_zero_seconds_end_at_once_and_do_not_spin():
 
 
 def test_really_silent(serve):
-    server = serve("tests.apps:app", "--timeout-keep-alive", "0.3")
+    server = serve("tests.apps:app", "--timeout-keep-alive", "1")
     with server.connect() as client:
         assert client.read_until_close() == b""
     with server.connect() as client:

@@ -521,10 +521,10 @@ def test_nginx_over_a_unix_socket(serve, nginx, tmp_path):
 @needs_nginx
 def test_nginx_meets_connections_that_we_have_closed(serve, nginx):
     """Requests around the keep-alive time-out: nginx tries again, and no client sees a 502."""
-    server = serve(*APP, "--timeout-keep-alive", "0.05")
+    server = serve(*APP, "--timeout-keep-alive", "0.25")
     proxy = nginx(f"127.0.0.1:{server.port}")
     pause = threading.Event()
     with RawClient(proxy.address) as client:
-        for number in range(40):
+        for number in range(30):
             assert client.get("/hello").status == 200
-            pause.wait(0.04 + number % 10 * 0.003)
+            pause.wait(0.235 + number % 10 * 0.003)

@@ -743,10 +743,10 @@ def test_a_lag_is_told(serve):
 
 
 def test_a_busy_worker_that_turns_is_left_alone(serve):
-    server = serve(*APP, "--workers", "2", "--timeout-worker-healthcheck", "0.5")
+    server = serve(*APP, "--workers", "2", "--timeout-worker-healthcheck", "2")
 
     def ask(number):
-        return int(get(server, "/busy?seconds=1.5"))
+        return int(get(server, "/busy?seconds=4.5"))
 
     assert set(parallel(4, ask)) <= set(workers(server))
     assert "killed" not in server.log_text() and len(workers(server)) == 2

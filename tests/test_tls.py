@@ -517,7 +517,7 @@ def test_junk_and_aborted_handshakes_disturb_nobody(server, pki):
 
 
 def test_silence_has_a_deadline(serve, pki):
-    server = serve(*SERVED, *pki.options("local"), "--timeout-handshake", "0.3")
+    server = serve(*SERVED, *pki.options("local"), "--timeout-handshake", "2")
     hello = client_hello(pki)
     with server.connect() as silent, server.connect() as half, server.connect() as slow:
         half.send(hello[:100])
@@ -605,7 +605,7 @@ def test_the_end_is_told_from_a_cut(server, pki):
 
 
 def test_an_idle_connection_is_closed_properly(serve, pki):
-    server = serve(*SERVED, *pki.options("local"), "--timeout-keep-alive", "0.2")
+    server = serve(*SERVED, *pki.options("local"), "--timeout-keep-alive", "1")
     with TLSClient(server.address, client_context(pki)) as client:
         assert client.get("/hello").body == b"hello"
         assert client.is_closed()
