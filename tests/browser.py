@@ -33,7 +33,7 @@ class Browser:
     """One headless browser with one page; ``errors`` are what its console complained about."""
 
     def __init__(self, width: int = 1400, height: int = 1000, dark: bool = False) -> None:
-        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.home = tempfile.mkdtemp()
         commands, self.commands = os.pipe()
         self.answers, answers = os.pipe()
         flags = (
@@ -43,7 +43,7 @@ class Browser:
         # The pipe is on descriptors 3 and 4, whatever ours are.
         script = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
         self.process = subprocess.Popen(
-            ["bash", "-c", script, CHROMIUM, *flags.split(), f"--user-data-dir={self.home.name}"],
+            ["bash", "-c", script, CHROMIUM, *flags.split(), f"--user-data-dir={self.home}"],
             pass_fds=(commands, answers),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -163,7 +163,7 @@ class Browser:
             pass
         self.process.wait(DEADLINE)
         os.close(self.commands)
-        self.home.cleanup()
+        shutil.rmtree(self.home, ignore_errors=True)
 
     def __enter__(self) -> Browser:
         return self
