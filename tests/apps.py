@@ -31,10 +31,15 @@ async def app(scope, receive, send):
     await APPS.get(scope["path"].split("/")[1], not_found)(scope, receive, send)
 
 
+def say(*words):
+    """Write a line to stderr in one piece: the server's watchdog may write there at that moment."""
+    sys.stderr.write(" ".join(map(str, words)) + "\n")
+    sys.stderr.flush()
+
+
 def note(scope, *words):
     """Tell the test something: one line ``APP tag words``."""
-    tag = scope["query_string"].decode()
-    print("APP", tag, *words, file=sys.stderr, flush=True)
+    say("APP", scope["query_string"].decode(), *words)
 
 
 def query(scope):
@@ -654,20 +659,20 @@ def lifespan_app(behaviour):
                 scope["state"].get("list", []).append(scope["path"])
             await respond(send, repr((scope.get("state"), NAME.get())).encode())
             return
-        print("APP scope", repr({**scope, "state": dict(scope.get("state", {}))}), file=sys.stderr)
+        say("APP scope", repr({**scope, "state": dict(scope.get("state", {}))}))
         await behaviour(scope, receive, send)
-        print("APP lifespan ended", file=sys.stderr, flush=True)
+        say("APP lifespan ended")
 
     return lifespan
 
 
 async def well_behaved(scope, receive, send):
-    print("APP message", await receive(), file=sys.stderr)
+    say("APP message", await receive())
     scope["state"]["list"] = []
     scope["state"]["number"] = 1
     NAME.set("set in lifespan")
     await send({"type": "lifespan.startup.complete"})
-    print("APP message", await receive(), file=sys.stderr)
+    say("APP message", await receive())
     await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -725,7 +730,7 @@ async def repeats_messages(scope, receive, send):
     raised = [await attempt(send, {"type": "lifespan.nonsense"})]
     await send({"type": "lifespan.startup.complete"})
     raised.append(await attempt(send, {"type": "lifespan.startup.complete"}))
-    print("APP raised", raised, file=sys.stderr, flush=True)
+    say("APP raised", raised)
     await receive()
     await send({"type": "lifespan.shutdown.complete"})
 
@@ -733,15 +738,15 @@ async def repeats_messages(scope, receive, send):
 async def lifespan_gated(scope, receive, send):
     """A lifespan, and requests that end when their body does."""
     if scope["type"] == "lifespan":
-        print("APP message", await receive(), file=sys.stderr)
+        say("APP message", await receive())
         await send({"type": "lifespan.startup.complete"})
-        print("APP message", await receive(), file=sys.stderr)
+        say("APP message", await receive())
         await send({"type": "lifespan.shutdown.complete"})
         return
-    print("APP begun", file=sys.stderr)
+    say("APP begun")
     await read_body(receive)
     await respond(send, b"ended")
-    print("APP ended", file=sys.stderr)
+    say("APP ended")
 
 
 lifespan_well_behaved = lifespan_app(well_behaved)

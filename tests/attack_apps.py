@@ -34,7 +34,8 @@ async def respond(send, body):
 
 def note(scope, text):
     """Tell the test something."""
-    print("APP", scope["query_string"].decode(), text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"APP {scope['query_string'].decode()} {text}\n")  # in one piece
+    sys.stderr.flush()
 
 
 @route
@@ -68,7 +69,7 @@ async def block(scope, receive, send):
 
 async def hangs_at_startup(scope, receive, send):
     await receive()
-    print("APP starting", file=sys.stderr, flush=True)
+    print("APP starting\n", end="", file=sys.stderr, flush=True)
     await sleep(1e6)
 
 
@@ -220,7 +221,7 @@ async def with_lifespan(scope, receive, send):
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await sleep(0.05)
-    print("APP lifespan shutdown", file=sys.stderr, flush=True)
+    print("APP lifespan shutdown\n", end="", file=sys.stderr, flush=True)
     await send({"type": "lifespan.shutdown.complete"})
 
 

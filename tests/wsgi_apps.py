@@ -20,7 +20,7 @@ TEXT = [("Content-Type", "text/plain")]
 
 def note(text: str) -> None:
     """Tell the test something, over the log."""
-    print(f"noted: {text}", file=sys.stderr, flush=True)
+    print(f"noted: {text}\n", end="", file=sys.stderr, flush=True)  # in one piece
 
 
 def peak_memory() -> int:
