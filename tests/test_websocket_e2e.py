@@ -481,7 +481,7 @@ def test_without_a_timeout_it_is_asked_again_and_again():
 
 def test_shutdown_is_1012():
     """When half of the drain is over, and not before."""
-    with Server("tests.apps_websocket:app", "--timeout-graceful-shutdown", "1") as server:
+    with Server("tests.apps_websocket:app", "--timeout-graceful-shutdown", "6") as server:
         with WebSocketClient(server.address) as client:
             opened(client)
             server.send_signal(signal.SIGTERM)
