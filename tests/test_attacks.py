@@ -463,7 +463,7 @@ def test_an_endless_event_stream_is_told_in_the_middle_of_the_drain(serve, numbe
 
 def test_a_websocket_is_told_to_come_again(serve):
     """In the middle of the drain, like any stream; until then it goes on."""
-    server = serve(*LIFE, "--timeout-graceful-shutdown", "2.0")
+    server = serve(*LIFE, "--timeout-graceful-shutdown", "4.0")
     with server.connect() as client:
         client.send(UPGRADE % b"/ws?tag")
         assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")

@@ -27,7 +27,7 @@ def wait_for_line(browser, words):
 @pytest.fixture
 def pages(serve):
     """Two pages, of two browsers, in the same room; and their server."""
-    server = serve("examples.chat:app", "--timeout-graceful-shutdown", "1")
+    server = serve("examples.chat:app", "--timeout-graceful-shutdown", "4")
     url = f"http://127.0.0.1:{server.port}/kitchen"
     with Browser() as ann, Browser(width=390, height=844) as bob:
         ann.open(url)
