@@ -45,7 +45,9 @@ def test_two_pages_chat_and_see_each_other_leave(pages):
     say(ann, "Ann", "hello, Bob <b>& all</b> \u2603")
     wait_for_line(bob, "hello, Bob <b>& all</b> \u2603")
     say(bob, "Bob", "hello, Ann")
-    wait_for_line(ann, "hello, Ann")
+    for browser in ann, bob:  # to both it comes from the server, each in its time
+        wait_for_line(browser, "hello, Bob")
+        wait_for_line(browser, "hello, Ann")
     assert [shown for kind, shown in lines(ann) if kind == "mine"] == [
         "Ann\nhello, Bob <b>& all</b> \u2603"
     ]
