@@ -323,7 +323,8 @@ class Server:
         service.draining = "gently"
         self.close_idle(gently=self.retiring)
         error_logger.info("shutting down: listeners closed, to be finished: %s", self.unfinished())
-        if await self.idle_until(began + timeout * SOFT_PART, 1):
+        soft = 0.0 if self.config.reload else SOFT_PART * timeout  # a developer waits for new code
+        if await self.idle_until(began + soft, 1):
             return
         if self.stops < 2:
             self.close_idle(gently=False)

@@ -269,6 +269,7 @@ def test_a_stream_does_not_hold_the_new_code_up(reloading, module):
         module("b'after the stream'")
         changed(server, position)
         assert get(server) == b"after the stream"
+    assert "telling the long ones" in server.log_text(), "at once, without a soft part"
     assert server.stop() == 0
 
 
