@@ -20,7 +20,7 @@ else:
     from selectserve.appendix import Inflater
 
 STRATEGIES = {"default": 0, "huffman only": 2, "fixed": 4}  # Z_FIXED has no name in PyPy
-LIMIT = 250 * 1024  # bytes of the whole file
+LIMIT = 250_000  # bytes
 TEXT = b"".join(b"%d bottles, %d walls\n" % (n, n * n % 1009) for n in range(3000))
 SAMPLES = {
     "nothing": b"",
