@@ -57,3 +57,14 @@ def test_what_anyio_does(server):
             return  # a dependency that yields is anyio's, too, but not in FastAPI 0.128
         assert (response.status, response.body) == (200, b'"sync"')
         assert client.get("/dependency").body == b'"dependency"'
+
+
+def test_a_client_leaves_a_stream(server):
+    if "native" in server.wait_for_log(r"running on .*\((.*), process")[1]:
+        pytest.skip("the stream sleeps by anyio, which knows asyncio and trio only")
+    client = server.connect()
+    client.request("GET", "/endless")
+    client.read_head()
+    client.read_exactly(3000)
+    client.reset()
+    server.wait_for_log("^APP stream closed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+import anyio
 from fastapi import Depends, FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
@@ -89,6 +90,19 @@ async def socket(websocket: WebSocket):
 @app.get("/sync")
 def synchronous():
     return "sync"
+
+
+@app.get("/endless")
+async def endless():
+    async def parts():
+        try:
+            while True:
+                yield b"x" * 1000
+                await anyio.sleep(0.001)
+        finally:
+            note("stream closed")
+
+    return StreamingResponse(parts())
 
 
 async def opened():
