@@ -705,7 +705,7 @@ def test_old_age(serve):
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
 def test_too_much_memory(serve):
     server = serve(
-        *APP, "--workers", "2", "--max-worker-memory", "150M", "--timeout-worker-healthcheck", "2"
+        *APP, "--workers", "2", "--max-worker-memory", "150M", "--timeout-worker-healthcheck", "6"
     )
     pid = int(get(server, "/leak?megabytes=200"))
     server.wait_for_log(rf"worker {pid} is to be replaced: it uses \d+ MB")
