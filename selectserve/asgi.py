@@ -60,19 +60,23 @@ EXTENSIONS = {
     "http.response.debug": "http trace",  # "not meant to be used in production"
     "websocket.http.response": "websocket",
 }
-HEX_VALUES = {
-    (high + low).encode(): bytes((int(high + low, 16),))
-    for high in "0123456789abcdefABCDEF"
-    for low in "0123456789abcdefABCDEF"
-}
+
+
+@cache
+def hex_values() -> dict[bytes, bytes]:
+    """Return what two hexadecimal digits stand for; 50 KB that many apps never need."""
+    digits = "0123456789abcdefABCDEF"
+    pairs = [high + low for high in digits for low in digits]
+    return {pair.encode(): bytes((int(pair, 16),)) for pair in pairs}
 
 
 def decode_path(raw_path: bytes) -> str:
     """Percent-decode once, then read as UTF-8; what cannot be decoded becomes U+FFFD."""
     first, *rest = raw_path.split(b"%")
     parts = [first]
+    values = hex_values()
     for part in rest:
-        byte = HEX_VALUES.get(part[:2])
+        byte = values.get(part[:2])
         parts += (b"%", part) if byte is None else (byte, part[2:])
     return b"".join(parts).decode("utf-8", "replace")
 

@@ -186,11 +186,14 @@ class Chapter:
             self.drop(self.tree.body[0])
 
     def check_sibling(self, node: ast.ImportFrom, above: Iterable[str]) -> None:
-        """Allow ``from .room import Name`` at the top, from above; ``from . import x`` anywhere."""
+        """Allow ``from .room import Name`` at the top, from above; ``from . import x`` anywhere.
+
+        What is RARE may be imported where it is wanted, too: a server without it weighs less.
+        """
         text = f"from {'.' * node.level}{node.module or ''} import …"
         if node.level != 1 or any(name.asname or name.name == "*" for name in node.names):
             raise self.refuse(node, f"{text}: one level up, no `as` and no star")
-        if node.module is not None and node not in self.tree.body:
+        if node.module is not None and node not in self.tree.body and node.module not in RARE:
             raise self.refuse(node, f"{text}: siblings are imported at the top of a room")
         if node.module is not None and node.module not in above:
             raise self.refuse(node, f"{text}: there is no such room above this one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from functools import partial
@@ -157,4 +158,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.get("check"):
         return check(config)
+    gc.collect()  # what argparse has left, before an app needs room
     return serve(config)

@@ -13,7 +13,6 @@ import os
 import sys
 
 from .errors import ConfigError
-from .wsgi import WSGIApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,6 +114,8 @@ def make_step_app(app: Any, interface: str = "auto", wsgi_workers: int = 10) -> 
     if interface == "auto":
         interface = detect_interface(app)
     if interface == "wsgi":
+        from .wsgi import WSGIApp
+
         wsgi_app: StepApp = WSGIApp(app, wsgi_workers).__call__
         return wsgi_app
     if interface == "asgi2":

@@ -13,14 +13,14 @@ from .config import Config
 from .errors import ConfigError
 from .logs import error_logger
 from .process import can_fork, check_platform, ignore_signals, run_spawned, take_role
-from .reload import Reloader, watched_places
 from .server import Server, prepare
 from .sockets import check_places
-from .supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .supervisor import Supervisor
 
 
 def run(app: Any = None, **options: Any) -> None:
@@ -39,9 +39,14 @@ def serve(config: Config) -> int:
     role = take_role(os.environ)
     if role is not None and role.kind == "worker":
         sys.exit(run_spawned(config, role))  # what comes behind run() is not for a worker
+    made: Server | Supervisor | int
     if config.reload:
-        made: Server | Supervisor | int = prepare(config, lambda: Reloader(config))
+        from .reload import Reloader
+
+        made = prepare(config, lambda: Reloader(config))
     elif wants_workers(config) or role:
+        from .supervisor import Supervisor
+
         made = prepare(config, lambda: Supervisor(config, role))
     else:
         ignore_signals("SIGUSR2", say="SIGUSR2 needs a supervisor (--workers 2): nothing is done")
@@ -59,6 +64,8 @@ def check(config: Config) -> int:
 
     def make() -> Server:
         if config.reload:
+            from .reload import watched_places
+
             watched_places(config)
         if config.reload or wants_workers(config):
             check_platform(config, can_fork(config))

@@ -26,7 +26,6 @@ from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
 from .grammar import Limits
 from .importer import load_app, make_step_app, own_traceback
-from .inspector import Inspector
 from .lifespan import Lifespan
 from .listener import Listener
 from .logs import (
@@ -106,6 +105,8 @@ class Server:
         self.reactor.on_fault = self.on_fault
         self.inspector = None  # it has to know the reactor's parts before anybody else does
         if config.inspect:
+            from .inspector import Inspector
+
             self.inspector = Inspector(self.reactor, config.inspect, config.inspect_token)
         app = welcome if config.app is None else config.app
         self.stepper: Stepper

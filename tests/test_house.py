@@ -27,6 +27,8 @@ ROOMS = """
     explain chapters bundle cli gunicorn
 """.split()
 
+RARE = "wsgi inspector supervisor reload".split()  # 400 KB of memory, together
+
 # What belongs to one owner (or few): in the source, a module imported or a name used.
 OWNERS = {
     "import selectors": "reactor",
@@ -123,7 +125,10 @@ def test_the_single_file_has_the_same_order():
 
 @pytest.mark.parametrize("room", PRESENT)
 def test_imports_go_up(room):
-    """``from .room import Name`` at the top, from rooms above, no ``as``, no star."""
+    """``from .room import Name`` at the top, from rooms above, no ``as``, no star.
+
+    What few servers want is imported by the one who finds that it is wanted.
+    """
     above = ROOMS[: ROOMS.index(room)]
     for node in ast.walk(TREES[room]):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -133,7 +138,7 @@ def test_imports_go_up(room):
             ), where
             if node in TYPES[room] or ast.unparse(node) == "from . import __version__":
                 continue
-            assert node in TREES[room].body, f"{where}: not at the top"
+            assert node in TREES[room].body or node.module in RARE, f"{where}: not at the top"
             assert node.module in above, f"{where}: not from above"
         for name in imported(node):
             assert name != "selectserve", (
