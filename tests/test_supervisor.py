@@ -528,7 +528,11 @@ def test_restarts_leave_nothing_behind(serve):
         restart(server)
         for pid in workers(server)[2 * number - 2 : 2 * number]:
             server.wait_for_log(rf"worker {pid} ended")
-    assert len(os.listdir(descriptors)) == before
+    position = server.log_position()
+    server.send_signal(signal.SIGTTIN)  # in a later turn than what is told of the last end
+    server.wait_for_log("wanted from now on: 3 workers", start=position)
+    wait_for_workers(server, 1, position)
+    assert len(os.listdir(descriptors)) == before + 1  # a worker's channel
     assert server.stop() == 0
 
 
