@@ -198,7 +198,7 @@ def error(server):
 def error_late(server):
     """A generator raises behind its first part: BaseHTTPMiddleware ends it well, all others cut."""
     with server.connect() as client:
-        client.request("GET", "/error-late")
+        client.request("GET", "/error-late", "Connection: close")
         response = client.read_head()
         rest = client.read_until_close()
     return response.status, rest, get(server, "/async")
