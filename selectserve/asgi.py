@@ -108,9 +108,10 @@ def request_scope(
     if root_path:
         path = root_path + path
         raw_path = root_path.encode() + raw_path
-    offers = USUAL_OFFERS[request.http_version]
-    if scope_type != "http" or transport.secure is not None or transport.trace is not None:
-        plain, untraced = transport.secure is None, transport.trace is None
+    plain, untraced = transport.secure is None, transport.trace is None
+    if plain and untraced and scope_type == "http":
+        offers = USUAL_OFFERS[request.http_version]
+    else:
         offers = offered_to(scope_type, request.http_version, plain, untraced)
     scope: Scope = {
         "type": "http",

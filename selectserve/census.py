@@ -13,6 +13,7 @@ from .narrator import parked_at, place_of
 from .reactor import NEVER
 from .transport import HIGH_WATERMARK, LOW_WATERMARK
 from .upgrade import WebSocketConnection
+from .watchdog import line_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def describe_parking(task: Any) -> dict[str, str] | None:
     if frame is not None:
         import linecache
 
-        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0).strip()
+        text = linecache.getline(frame.f_code.co_filename, line_of(frame)).strip()
     return {"waits": waits, "place": place_of(frame), "text": text}
 
 

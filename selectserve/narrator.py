@@ -9,7 +9,7 @@ client comes. ``parked_at`` reads from a coroutine that waits what it waits for,
 from __future__ import annotations
 
 from .reactor import EVENT_READ, EVENT_WRITE
-from .watchdog import is_of_the_app
+from .watchdog import is_of_the_app, line_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -237,4 +237,4 @@ def place_of(frame: FrameType | None) -> str:
         return "inside the server"
     code = frame.f_code
     file = code.co_filename.replace("\\", "/").rpartition("/")[2]
-    return f"at {file}:{frame.f_lineno} in {code.co_name}"
+    return f"at {file}:{line_of(frame)} in {code.co_name}"

@@ -119,8 +119,7 @@ def fork_process(forget: Callable[[], object], work: Callable[[], int]) -> int:
         code = 1
         try:
             forget()
-            signal.signal(signal.SIGINT, lambda *_: None)  # see Worker.on_signal
-            ignore_signals(*SUPERVISOR_SIGNALS)
+            leave_signals()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             code = work()
         except SystemExit as exc:
@@ -131,6 +130,12 @@ def fork_process(forget: Callable[[], object], work: Callable[[], int]) -> int:
             end_process(code)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return pid
+
+
+def leave_signals() -> None:
+    """Leave to the supervisor what is meant for it, in a process of its own making."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # see Worker.on_signal
+    ignore_signals(*SUPERVISOR_SIGNALS)
 
 
 def ignore_signals(*names: str, say: str = "") -> None:
@@ -205,8 +210,7 @@ def take_role(environ: MutableMapping[str, str]) -> Role | None:
 
 def run_spawned(config: Config, role: Role) -> int:
     """Be a worker that was started anew; return the exit code."""
-    signal.signal(signal.SIGINT, lambda *_: None)  # see Worker.on_signal
-    ignore_signals(*SUPERVISOR_SIGNALS)
+    leave_signals()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     return run_worker(config, role.sockets, role.link, Slate(role.slate), role.watch)

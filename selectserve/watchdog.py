@@ -155,7 +155,7 @@ def describe_stack(frames: list[FrameType]) -> str:
     own = [frame for frame in frames if is_of_the_app(frame)]
     text = f"{request}, at {describe_line(own[-1] if own else frames[-1])}"
     if own and own[-1] is not frames[-1]:
-        text += f" (inside {frames[-1].f_code.co_filename}:{frames[-1].f_lineno})"
+        text += f" (inside {frames[-1].f_code.co_filename}:{line_of(frames[-1])})"
     return text
 
 
@@ -166,11 +166,15 @@ def is_of_the_app(frame: FrameType) -> bool:
     return not foreign and not frame.f_globals.get("__name__", "").startswith("selectserve")
 
 
+def line_of(frame: FrameType) -> int:
+    """Return the number of the line; between two lines Python has none (seen on 3.11)."""
+    return frame.f_lineno or frame.f_code.co_firstlineno
+
+
 def describe_line(frame: FrameType) -> str:
     """Return file, line number, function and text of the line that ``frame`` is at."""
     import linecache
 
-    code = frame.f_code
-    number = frame.f_lineno or code.co_firstlineno  # None between two lines (seen on 3.11)
+    code, number = frame.f_code, line_of(frame)
     line = linecache.getline(code.co_filename, number).strip()
     return f"{code.co_filename}:{number} in {code.co_name}: {line}"
