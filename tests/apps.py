@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextvars
 import functools
 import http
-import sys
 from urllib.parse import parse_qsl, unquote_to_bytes
+
+from .telling import say
 
 APPS = {}
 GATES = {}
@@ -29,12 +30,6 @@ async def app(scope, receive, send):
     if scope["type"] != "http":
         raise RuntimeError("no lifespan here")
     await APPS.get(scope["path"].split("/")[1], not_found)(scope, receive, send)
-
-
-def say(*words):
-    """Write a line to stderr in one piece: the server's watchdog may write there at that moment."""
-    sys.stderr.write(" ".join(map(str, words)) + "\n")
-    sys.stderr.flush()
 
 
 def note(scope, *words):

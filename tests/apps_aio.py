@@ -17,6 +17,8 @@ import tempfile
 import threading
 import time
 
+from .telling import say
+
 APPS = {}
 SEEN = contextvars.ContextVar("SEEN", default="nothing")
 LIFESPAN = {}
@@ -31,8 +33,7 @@ def route(function):
 
 def note(*words):
     """Tell the test something."""
-    sys.stderr.write(" ".join(map(str, ("APP", *words))) + "\n")  # in one piece
-    sys.stderr.flush()
+    say("APP", *words)
 
 
 async def app(scope, receive, send):
@@ -638,14 +639,3 @@ async def block():
     """Block the loop, for debug mode to notice."""
     time.sleep(0.15)
     return "blocked"
-
-
-async def count_garbage(scope, receive, send):
-    """Answer how many objects only the cyclic collector could free since the last question."""
-    gc.disable()
-    await receive()
-    if scope["path"] == "/parked":
-        from selectserve import sleep as park
-
-        await park(0)
-    await respond(send, gc.collect() if scope["path"] == "/collect" else None)

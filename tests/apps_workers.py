@@ -8,11 +8,7 @@ import sys
 import time
 from urllib.parse import parse_qsl
 
-
-def say(text):
-    """Tell the test a line, in one write: several processes do so at once."""
-    os.write(2, f"{text}\n".encode())
-
+from .telling import say
 
 say(f"APP imported in {os.getpid()}")
 if "APP_FIFO" in os.environ:  # an import that takes as long as the test wants

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import tempfile
 import time
 
 from selectserve import Cancelled, Event, sleep
+
+from .telling import say
 
 ROUTES = {}
 
@@ -34,8 +35,7 @@ async def respond(send, body):
 
 def note(scope, text):
     """Tell the test something."""
-    sys.stderr.write(f"APP {scope['query_string'].decode()} {text}\n")  # in one piece
-    sys.stderr.flush()
+    say("APP", scope["query_string"].decode(), text)
 
 
 @route
@@ -69,7 +69,7 @@ async def block(scope, receive, send):
 
 async def hangs_at_startup(scope, receive, send):
     await receive()
-    print("APP starting\n", end="", file=sys.stderr, flush=True)
+    say("APP starting")
     await sleep(1e6)
 
 
@@ -221,7 +221,7 @@ async def with_lifespan(scope, receive, send):
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await sleep(0.05)
-    print("APP lifespan shutdown\n", end="", file=sys.stderr, flush=True)
+    say("APP lifespan shutdown")
     await send({"type": "lifespan.shutdown.complete"})
 
 

@@ -13,7 +13,7 @@ def garbage():
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
     names = (f"{type(found).__module__}.{type(found).__qualname__}" for found in gc.garbage)
-    found = collections.Counter(name for name in names if name.startswith("selectserve"))
+    found = collections.Counter(names)
     gc.garbage.clear()
     gc.set_debug(0)
     gc.collect()

@@ -69,20 +69,6 @@ def test_asyncio_since_3_11(module_serve, name, answer):
             assert ast.literal_eval(body.decode()) == answer
 
 
-@pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="PyPy does not count references")
-@pytest.mark.parametrize("mode", ["native", "asyncio"])
-def test_a_request_is_freed_without_the_collector(serve, mode):
-    """A cycle of references would keep each request, its connection and its body until then."""
-    server = serve("tests.apps_aio:count_garbage", "--loop", mode, "--lifespan", "off")
-    with server.connect() as client:
-        ask(client, "collect")
-        for _ in range(20):
-            with server.connect() as other:
-                ask(other, "")
-                ask(client, "parked")
-        assert ask(client, "collect") == b"0"
-
-
 def test_the_start_line_names_the_mode(serve):
     assert serve("tests.apps_aio:app").wait_for_log(r"running on .*\((\w+)")[1] == "asyncio"
     assert serve("tests.apps:app").wait_for_log(r"running on .*\((\w+)")[1] == "native"

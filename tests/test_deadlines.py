@@ -112,6 +112,17 @@ class Stage:
         self.world.later(0, visitor.step)
         return visitor
 
+    def visit_and_signal(self, words):
+        """Add a visitor who says ``words``; a second later the server is told to stop."""
+
+        def script(visitor):
+            visitor.connect()
+            visitor.say(words)
+            yield 1.0
+            self.signal()
+
+        return self.visit(script)
+
     def play(self):
         """Let it all happen; return the exit code."""
         code = self.world.play()
@@ -663,13 +674,7 @@ def test_who_does_not_end_is_cancelled_at_the_end_of_the_drain(seconds):
 
     stage = Stage(stuck, timeout_graceful_shutdown=seconds)
 
-    def script(visitor):
-        visitor.connect()
-        visitor.say(GET)
-        yield 1.0
-        stage.signal()
-
-    visitor = stage.visit(script)
+    visitor = stage.visit_and_signal(GET)
     assert stage.play() == 0
     assert log == [about(1 + seconds)] or log == [round(1 + seconds + 0.05, 1)]
     assert visitor.statuses == [503]
@@ -692,13 +697,7 @@ def test_streams_are_told_when_half_of_the_drain_is_over():
 
     stage = Stage(stream)
 
-    def script(visitor):
-        visitor.connect()
-        visitor.say(GET)
-        yield 1.0
-        stage.signal()
-
-    visitor = stage.visit(script)
+    visitor = stage.visit_and_signal(GET)
     assert stage.play() == 0
     assert 6 <= log[0] <= 6.6
     assert not visitor.received.endswith(b"0\r\n\r\n")
@@ -804,13 +803,7 @@ def test_websockets_go_on_until_half_of_the_drain_is_over(echo, seconds):
 def test_a_websocket_that_does_not_answer_1012_has_the_rest_of_the_drain(echo):
     log, stage = echo()
 
-    def script(visitor):
-        visitor.connect()
-        visitor.say(UPGRADE)
-        yield 1.0
-        stage.signal()
-
-    visitor = stage.visit(script)
+    visitor = stage.visit_and_signal(UPGRADE)
     assert stage.play() == 0
     assert log == [(1012, 6.0)]
     assert visitor.received.endswith(CLOSE_1012)
@@ -912,13 +905,7 @@ def test_each_phase_of_a_shutdown_says_what_there_still_is(caplog):
 def test_a_websocket_alone_is_no_request_and_none_is_cancelled(echo, caplog):
     _log, stage = echo()
 
-    def script(visitor):
-        visitor.connect()
-        visitor.say(UPGRADE)
-        yield 1.0
-        stage.signal()
-
-    stage.visit(script)
+    stage.visit_and_signal(UPGRADE)
     with caplog.at_level("INFO", "selectserve.error"):
         assert stage.play() == 0
     assert caplog.messages[1:] == [
@@ -944,13 +931,7 @@ def test_a_long_poll_is_told_too_and_may_answer():
 
     stage = Stage(poll)
 
-    def script(visitor):
-        visitor.connect()
-        visitor.say(GET)
-        yield 1.0
-        stage.signal()
-
-    visitor = stage.visit(script)
+    visitor = stage.visit_and_signal(GET)
     assert stage.play() == 0
     assert log == [("http.disconnect", 6.0)]
     assert visitor.statuses == [503]
@@ -964,13 +945,7 @@ def test_who_ends_in_time_is_not_disturbed(seconds):
 
     stage = Stage(slow)
 
-    def script(visitor):
-        visitor.connect()
-        visitor.say(GET)
-        yield 1.0
-        stage.signal()
-
-    visitor = stage.visit(script)
+    visitor = stage.visit_and_signal(GET)
     assert stage.play() == 0
     assert (visitor.statuses, visitor.ended_at) == ([200], about(1 + seconds))
     assert b"\r\nconnection: close\r\n" in visitor.received

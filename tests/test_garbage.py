@@ -13,7 +13,6 @@ import pytest
 pytestmark = pytest.mark.skipif(
     not hasattr(gc, "set_debug"), reason="this Python does not count its references"
 )
-UPGRADE = ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13")
 HELLO = b"\x81\x85\0\0\0\0hello"  # masked with zeros
 CLOSE = b"\x88\x80\0\0\0\0"
 
@@ -60,7 +59,7 @@ def leave_upload(server, client):
 def talk(server, client):
     """A whole WebSocket session."""
     with server.connect() as other:
-        other.request("GET", "/", "Connection: Upgrade", "Upgrade: websocket", *UPGRADE)
+        other.upgrade()
         assert other.read_head().status == 101
         other.send(HELLO)
         assert other.read_exactly(7) == b"\x81\x05hello"

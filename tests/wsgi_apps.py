@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from wsgiref.validate import validator
 
+from .telling import say
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, Iterator
@@ -20,7 +22,7 @@ TEXT = [("Content-Type", "text/plain")]
 
 def note(text: str) -> None:
     """Tell the test something, over the log."""
-    print(f"noted: {text}\n", end="", file=sys.stderr, flush=True)  # in one piece
+    say(f"noted: {text}")
 
 
 def peak_memory() -> int:

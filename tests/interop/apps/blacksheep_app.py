@@ -6,7 +6,7 @@ from blacksheep import Application, Request, Response, StreamedContent, WebSocke
 from blacksheep.server.responses import file as file_response
 from blacksheep.server.websocket import WebSocketDisconnectError
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, measured, note
 
 app = Application()
 STATE = {}
@@ -55,13 +55,7 @@ async def stream():
 
 @app.router.post("/read-stream")
 async def read_stream(request: Request):
-    note("upload begun")
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-    finally:
-        note("upload ended", size)
+    size = await measured(request.stream())
     return text(str(size))
 
 
@@ -109,24 +103,12 @@ async def endless():
 
 @app.router.get("/idle")
 async def idle():
-    async def parts():
-        try:
-            yield CHUNKS[0]
-            await asyncio.Event().wait()
-        finally:
-            note("idle closed")
-
-    return Response(200, content=StreamedContent(b"text/plain", parts))
+    return Response(200, content=StreamedContent(b"text/plain", idle_parts))
 
 
 @app.router.get("/error-late")
 async def error_late():
-    async def parts():
-        yield CHUNKS[0]
-        await asyncio.sleep(0)
-        raise ValueError("of the app")
-
-    return Response(200, content=StreamedContent(b"text/plain", parts))
+    return Response(200, content=StreamedContent(b"text/plain", failing_parts))
 
 
 @app.router.ws("/ws")

@@ -12,7 +12,7 @@ from django.core.asgi import get_asgi_application
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, note
 
 settings.configure(
     ALLOWED_HOSTS=["*"],
@@ -124,23 +124,11 @@ async def endless(request):
 
 
 async def idle(request):
-    async def parts():
-        try:
-            yield CHUNKS[0]
-            await asyncio.Event().wait()
-        finally:
-            note("idle closed")
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(idle_parts())
 
 
 async def error_late(request):
-    async def parts():
-        yield CHUNKS[0]
-        await asyncio.sleep(0)
-        raise ValueError("of the app")
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(failing_parts())
 
 
 async def wait_for_client(request):

@@ -7,7 +7,7 @@ import asyncio
 import falcon.asgi
 from falcon import WebSocketDisconnected
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, measured, note
 
 STATE = {}
 
@@ -53,13 +53,7 @@ class Stream:
 
 class ReadStream:
     async def on_post(self, request, response):
-        note("upload begun")
-        size = 0
-        try:
-            async for part in request.stream:
-                size += len(part)
-        finally:
-            note("upload ended", size)
+        size = await measured(request.stream)
         text(response, str(size))
 
 
@@ -123,24 +117,12 @@ class Endless:
 
 class Idle:
     async def on_get(self, request, response):
-        async def parts():
-            try:
-                yield CHUNKS[0]
-                await asyncio.Event().wait()
-            finally:
-                note("idle closed")
-
-        response.stream = parts()
+        response.stream = idle_parts()
 
 
 class ErrorLate:
     async def on_get(self, request, response):
-        async def parts():
-            yield CHUNKS[0]
-            await asyncio.sleep(0)
-            raise ValueError("of the app")
-
-        response.stream = parts()
+        response.stream = failing_parts()
 
 
 class Socket:

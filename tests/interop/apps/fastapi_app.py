@@ -19,7 +19,7 @@ from fastapi import (
 )
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, measured, note
 
 
 @contextlib.asynccontextmanager
@@ -83,13 +83,7 @@ async def stream():
 
 @app.post("/read-stream")
 async def read_stream(request: Request):
-    note("upload begun")
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-    finally:
-        note("upload ended", size)
+    size = await measured(request.stream())
     return str(size)
 
 
@@ -148,24 +142,12 @@ async def endless():
 
 @app.get("/idle")
 async def idle():
-    async def parts():
-        try:
-            yield CHUNKS[0]
-            await asyncio.Event().wait()
-        finally:
-            note("idle closed")
-
-    return StreamingResponse(parts())
+    return StreamingResponse(idle_parts())
 
 
 @app.get("/error-late")
 async def error_late():
-    async def parts():
-        yield CHUNKS[0]
-        await asyncio.sleep(0)
-        raise ValueError("of the app")
-
-    return StreamingResponse(parts())
+    return StreamingResponse(failing_parts())
 
 
 @app.get("/wait-for-client")

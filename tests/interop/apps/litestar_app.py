@@ -13,7 +13,7 @@ from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Body
 from litestar.response import File, Response, Stream
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, measured, note
 
 TEXT = "text/plain"
 
@@ -77,13 +77,7 @@ async def stream() -> Stream:
 
 @post("/read-stream", media_type=TEXT, status_code=200)
 async def read_stream(request: Request) -> str:
-    note("upload begun")
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-    finally:
-        note("upload ended", size)
+    size = await measured(request.stream())
     return str(size)
 
 
@@ -145,24 +139,12 @@ async def endless() -> Stream:
 
 @get("/idle")
 async def idle() -> Stream:
-    async def parts():
-        try:
-            yield CHUNKS[0]
-            await asyncio.Event().wait()
-        finally:
-            note("idle closed")
-
-    return Stream(parts())
+    return Stream(idle_parts())
 
 
 @get("/error-late")
 async def error_late() -> Stream:
-    async def parts():
-        yield CHUNKS[0]
-        await asyncio.sleep(0)
-        raise ValueError("of the app")
-
-    return Stream(parts())
+    return Stream(failing_parts())
 
 
 @websocket("/ws")

@@ -6,7 +6,7 @@ import asyncio
 
 from quart import Quart, request, send_file, websocket
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, measured, note
 
 app = Quart(__name__)
 STATE = {}
@@ -52,13 +52,7 @@ async def stream():
 
 @app.post("/read-stream")
 async def read_stream():
-    note("upload begun")
-    size = 0
-    try:
-        async for part in request.body:
-            size += len(part)
-    finally:
-        note("upload ended", size)
+    size = await measured(request.body)
     return str(size)
 
 
@@ -118,24 +112,12 @@ async def endless():
 
 @app.get("/idle")
 async def idle():
-    async def parts():
-        try:
-            yield CHUNKS[0]
-            await asyncio.Event().wait()
-        finally:
-            note("idle closed")
-
-    return parts()
+    return idle_parts()
 
 
 @app.get("/error-late")
 async def error_late():
-    async def parts():
-        yield CHUNKS[0]
-        await asyncio.sleep(0)
-        raise ValueError("of the app")
-
-    return parts()
+    return failing_parts()
 
 
 @app.websocket("/ws")

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, S
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from . import CHUNKS, FILE, note
+from . import CHUNKS, FILE, failing_parts, idle_parts, measured, note
 
 
 @contextlib.asynccontextmanager
@@ -49,13 +49,7 @@ async def stream(request):
 
 
 async def read_stream(request):
-    note("upload begun")
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-    finally:
-        note("upload ended", size)
+    size = await measured(request.stream())
     return PlainTextResponse(str(size))
 
 
@@ -107,26 +101,14 @@ async def endless(request):
 
 
 async def idle(request):
-    async def parts():
-        try:
-            yield CHUNKS[0]
-            await asyncio.Event().wait()
-        finally:
-            note("idle closed")
-
     async def work():
         note("background done")
 
-    return StreamingResponse(parts(), background=BackgroundTask(work))
+    return StreamingResponse(idle_parts(), background=BackgroundTask(work))
 
 
 async def error_late(request):
-    async def parts():
-        yield CHUNKS[0]
-        await asyncio.sleep(0)
-        raise ValueError("of the app")
-
-    return StreamingResponse(parts())
+    return StreamingResponse(failing_parts())
 
 
 async def wait_for_client(request):
