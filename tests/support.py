@@ -7,6 +7,7 @@ says what it was waiting for.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import queue
@@ -21,6 +22,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+try:
+    import pypyjit
+except ImportError:
+    pypyjit = None
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -799,6 +805,45 @@ def parallel(count: int, function: Any) -> list[Any]:
         if failure is not None:
             raise failure
     return [result for _, result, _ in gathered]
+
+
+@contextlib.contextmanager
+def steady_interpreter() -> Iterator[None]:
+    """Let equal work take equal time: no garbage collection, no code compiled half-way (PyPy)."""
+    set_param = pypyjit.set_param if pypyjit else str
+    set_param("off")
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        set_param("default")
+
+
+def cpu_time(action: Callable[[], Any], repeats: int = 1) -> float:
+    """Return the mean CPU time of ``action`` in seconds."""
+    if pypyjit:
+        gc.collect()  # what zlib holds for an object goes with the object only
+    begun = time.process_time()
+    for _ in range(repeats):
+        action()
+    return (time.process_time() - begun) / repeats
+
+
+def assert_linear(once: Callable[[], Any], twice: Callable[[], Any]) -> None:
+    """Hold that ``twice``, with twice the input of ``once``, takes less than three times as long.
+
+    The least of several runs of each counts. They take turns, so that whatever else the machine
+    does meets both alike, and go on for as long as that might explain a failure.
+    """
+    actions, least = (once, twice), [float("inf"), float("inf")]
+    with steady_interpreter():
+        repeats = max(1, int(0.004 / max(cpu_time(once), 1e-6)))  # long enough for the clock
+        for number in range(40):
+            least = [min(old, cpu_time(do, repeats)) for old, do in zip(least, actions)]
+            if number >= 2 and least[1] < 3 * least[0]:
+                return
+    raise AssertionError(f"{least[0]:.6f} s for once, {least[1]:.6f} s for twice the input")
 
 
 def splits(data: bytes) -> Iterator[list[bytes]]:

@@ -7,7 +7,6 @@ fed whole, byte by byte, cut in two at every position, and with more bytes behin
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ from selectserve.errors import ProtocolError
 from selectserve.grammar import Limits
 from selectserve.http1 import CLOSED, NEED_DATA, Data, EndOfMessage, Request, RequestParser
 
+from .support import assert_linear
 from .transcripts import CASES, difference, escape, read_cases, read_rows, render_request
 
 FOLDER = CASES / "http1"
@@ -384,26 +384,11 @@ def parse(parts):
         pass
 
 
-def parse_time(parts, repeats):
-    """Return the processor time of parsing ``parts``, as the mean of ``repeats``."""
-    begun = time.process_time()
-    for _ in range(repeats):
-        parse(parts)
-    return (time.process_time() - begun) / repeats
-
-
 @pytest.mark.parametrize("adversary, n", ADVERSARIES, ids=[a.__name__ for a, _ in ADVERSARIES])
 def test_parsing_is_linear(adversary, n):
-    """Twice the bytes take less than three times as long (with limits set high).
-
-    The least of several runs counts, and the two sizes take turns, so that whatever else the
-    machine does meets both alike.
-    """
+    """Twice the bytes take less than three times as long (with limits set high)."""
     small, large = adversary(n), adversary(2 * n)
-    repeats = max(1, int(0.004 / parse_time(small, 1)))  # long enough for the clock
-    runs = [(parse_time(small, repeats), parse_time(large, repeats)) for _ in range(7)]
-    once, twice = map(min, zip(*runs))
-    assert twice < 3 * once, f"{n}: {once:.6f} s, {2 * n}: {twice:.6f} s"
+    assert_linear(lambda: parse(small), lambda: parse(large))
 
 
 # -- a body that has come with its head ------------------------------------------------------------

@@ -7,7 +7,14 @@ import threading
 
 import pytest
 
-from .support import BadResponse, FakeClock, FakeSelector, RawClient, ScriptedSocket
+from .support import (
+    BadResponse,
+    FakeClock,
+    FakeSelector,
+    RawClient,
+    ScriptedSocket,
+    assert_linear,
+)
 
 
 @pytest.fixture
@@ -144,3 +151,11 @@ def test_fake_selector_lets_time_pass_only_when_nothing_is_ready():
     assert clock() == 1005.0
     with pytest.raises(AssertionError, match="for ever"):
         selector.select(None)
+
+
+def test_square_time_is_not_linear():
+    def run(n):
+        return sum(1 for _ in range(n) for _ in range(n))
+
+    with pytest.raises(AssertionError, match="for twice the input"):
+        assert_linear(lambda: run(40), lambda: run(80))

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 import zlib
 
 import pytest
@@ -47,6 +46,7 @@ from selectserve.websocket import (
     unmask,
 )
 
+from .support import assert_linear
 from .transcripts import CASES, escape, unescape
 
 OPCODES = {"continuation": 0, "text": 1, "binary": 2, "close": 8, "ping": 9, "pong": 10}
@@ -908,19 +908,6 @@ def test_an_idle_machine_is_small():
             machines.append(machine)
 
     assert peak_memory(connect) < 1000 * 1000
-
-
-def assert_linear(once, twice):
-    """Twice the input takes less than three times the CPU time, by the least of some runs each."""
-    least = [float("inf"), float("inf")]
-    for _ in range(10):
-        for number, action in enumerate((once, twice)):
-            start = time.process_time()
-            action()
-            least[number] = min(least[number], time.process_time() - start)
-        if least[1] < 3 * least[0] and least[0] > 0:
-            return
-    pytest.fail(f"{least[0]:.4f} s for once, {least[1]:.4f} s for twice the input")
 
 
 def ends_of_stream(n):
