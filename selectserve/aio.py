@@ -18,7 +18,7 @@ from .facade import FacadeLoop, facade_class
 from .guest import TrioStepper
 from .logs import error_logger
 from .reactor import Reactor
-from .task import NativeStepper, ignore_end, release
+from .task import FINISHED, NativeStepper, ignore_end, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,60 +33,42 @@ if TYPE_CHECKING:
 TIDY_TIME = 2.0  # seconds for cancelled tasks to end, and as many for the executor's threads
 # An app that has imported one of these wants asyncio; all but the first import it when first used.
 ASYNCIO_SIGNS = ("asyncio", "anyio", "httpx", "sniffio")
+GOES_PAST_TASKS = (KeyboardInterrupt, SystemExit)  # a Task has and raises them: they end the turn
 TASKS_START_EAGERLY = sys.version_info >= (3, 12)
 
 
 class SpawnedTask:
-    """A coroutine in an asyncio.Task, and the news of its end."""
+    """An asyncio.Task that waits for something, and who wants to hear of its end."""
 
-    __slots__ = ("coro", "on_done", "stepper", "task")
+    __slots__ = ("on_done", "stepper", "task")
 
-    def __init__(
-        self, stepper: AsyncioStepper, coro: Coroutine[Any, Any, object], on_done: Done
-    ) -> None:
+    def __init__(self, stepper: AsyncioStepper, task: asyncio.Task[Any], on_done: Done) -> None:
         self.stepper = stepper
-        self.coro: Coroutine[Any, Any, object] | None = coro  # None once it has ended
+        self.task: asyncio.Task[Any] | None = task
         self.on_done = on_done
-        self.task: asyncio.Task[Any] | None = None  # once it waits for something
+        stepper.tasks.add(self)
+        task.add_done_callback(self)
 
-    async def drive(self, coro: Coroutine[Any, Any, object]) -> None:
-        """Run to the end, and tell it.
-
-        A coroutine, not an object with ``send``: with that a request costs 1.3 us more. SystemExit
-        and KeyboardInterrupt stay here; they would go past the loop and end the reactor's turn.
-        """
-        try:
-            await coro
-        except BaseException as exc:
-            if isinstance(exc, self.stepper.cancelled_error):
-                self.end(Cancelled())
-                raise  # the Task has to see it
-            stepper = self.stepper
-            if isinstance(exc, GeneratorExit) and stepper.current_task(stepper.loop) is None:
-                raise  # thrown away with its loop; else it is the app's own
-            self.end(exc)
-        else:
-            self.end(None)
-
-    def end(self, exc: BaseException | None) -> None:
-        """Tell who wants to know."""
-        self.coro = None
-        if self.task is not None:
-            self.task = None
-            self.stepper.tasks.discard(self)
+    def __call__(self, task: asyncio.Task[Any]) -> None:
+        """The task has ended; the loop tells that at once, inside its last step."""
+        stepper = self.stepper
+        stepper.tasks.discard(self)
+        exc = outcome(task)
+        if isinstance(exc, GOES_PAST_TASKS):
+            stepper.told = exc
+        self.task = None
         on_done, self.on_done = self.on_done, ignore_end  # it holds the request, which holds this
         on_done(exc)
-
-    def on_task_done(self, _task: asyncio.Task[Any]) -> None:
-        """Tell the end of a task that was cancelled before its first step."""
-        if self.coro is not None:
-            self.coro.close()
-            self.end(Cancelled())
 
     def cancel(self) -> None:
         """Throw CancelledError in where the coroutine waits."""
         if self.task is not None:
             self.task.cancel()
+
+
+def outcome(task: asyncio.Task[Any]) -> BaseException | None:
+    """Return what a task that has ended did not catch."""
+    return Cancelled() if task.cancelled() else task.exception()
 
 
 class AsyncioStepper:
@@ -105,34 +87,36 @@ class AsyncioStepper:
         self.loop: FacadeLoop = facade_class()(reactor, on_stop)
         self.task_class: Callable[..., asyncio.Task[Any]] = asyncio.Task
         self.current_task = asyncio.current_task
-        self.cancelled_error = asyncio.CancelledError
+        self.loop.tells_at_once = SpawnedTask
         self.tasks: set[SpawnedTask] = set()  # those that wait
+        self.told: BaseException | None = None  # the last that went past its task, too
         self.waiter: Callable[[], asyncio.Future[None]] = partial(asyncio.Future, loop=self.loop)
 
-    def spawn(
-        self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context
-    ) -> SpawnedTask:
+    def spawn(self, coro: Coroutine[Any, Any, object], on_done: Done, context: Context) -> Cancels:
         """Start a task; its first step is taken at once, unless inside another task's step.
 
         Python can do that from 3.12. Before, the call_soon by which the new Task asks for its
         first step is grabbed. In debug mode the step is queued, so that it is timed.
         """
-        spawned = SpawnedTask(self, coro, on_done)
-        step = spawned.drive(coro)
         loop = self.loop
-        if loop._task_factory is not None or self.current_task(loop) is not None or loop._debug:
-            task = context.run(loop.create_task, step)
-            task.add_done_callback(spawned.on_task_done)
-        elif TASKS_START_EAGERLY:
-            task = self.task_class(step, loop=loop, context=context, eager_start=True)
-        else:
-            loop.grabbing = True
-            task = context.run(self.task_class, step, loop=loop)
-            loop.grabbed_context.run(loop.grabbed)
-        if spawned.coro is not None:
-            spawned.task = task
-            self.tasks.add(spawned)
-        return spawned
+        task: asyncio.Task[Any] | None = None
+        try:
+            if loop._task_factory is not None or self.current_task(loop) is not None or loop._debug:
+                task = context.run(loop.create_task, coro)
+            elif TASKS_START_EAGERLY:
+                task = self.task_class(coro, loop=loop, context=context, eager_start=True)
+            else:
+                loop.grabbing = True
+                task = context.run(self.task_class, coro, loop=loop)
+                loop.grabbed_context.run(loop.grabbed)
+        except GOES_PAST_TASKS as exc:
+            if task is None:
+                on_done(exc)
+                return FINISHED
+        if not task.done():
+            return SpawnedTask(self, task, on_done)
+        on_done(outcome(task))  # as most requests do
+        return FINISHED
 
     def cancel_all(self, spare: Cancels | None) -> None:
         """Cancel every task that was spawned, but ``spare``."""
@@ -162,9 +146,12 @@ class AsyncioStepper:
                 try:
                     result: Result = loop.run_until_complete(loop.root)
                     break
-                except (KeyboardInterrupt, SystemExit) as exc:
+                except GOES_PAST_TASKS as exc:
                     if loop.root.done():
                         raise
+                    if exc is self.told:
+                        self.told = None
+                        continue
                     error_logger.error("%s in a task of the app: stopping", type(exc).__name__)
                     leaving = exc if isinstance(exc, SystemExit) else leaving
                     self.on_stop(exc)
@@ -331,6 +318,16 @@ class LateStepper(NativeStepper):
             self.watch.stop()
             if self.asyncio is not None:
                 self.asyncio.close()
+
+    def turn(self) -> None:
+        """Turn the reactor until it is stopped."""
+        while True:
+            try:
+                return super().turn()
+            except GOES_PAST_TASKS as exc:
+                if self.asyncio is None or exc is not self.asyncio.told:
+                    raise
+                self.asyncio.told = None
 
     async def run_and_leave(self, main: Coroutine[Any, Any, Result]) -> Result:
         """Leave nothing behind ``main``."""

@@ -229,6 +229,7 @@ class FacadeLoop(LoopBase):
         self.grabbing = False  # the next call_soon is the first step of a task: grab it
         self.grabbed: Callable[..., object] = int
         self.grabbed_context: Any = None
+        self.tells_at_once: type = FacadeLoop  # whose instances, as callbacks, are called at once
         self.outer_signal: Callable[[int], object] = int
         self.outer_hooks: Any = (None, None)
         self.outer_handlers: dict[int, Any] = {}
@@ -309,6 +310,9 @@ class FacadeLoop(LoopBase):
             self.grabbing = False
             self.grabbed = callback
             self.grabbed_context = context
+            return self.no_handle
+        if type(callback) is self.tells_at_once:
+            callback(*args)
             return self.no_handle
         if self._debug or self._closed:
             checked: Any = super().call_soon(callback, *args, context=context)

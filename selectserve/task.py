@@ -254,12 +254,16 @@ class NativeStepper:
         sys.set_asyncgen_hooks(finalizer=self.finalize)
         try:
             self.reactor.call_soon(Task(self, root(), on_done, copy_context()).step)
-            self.reactor.run()
+            self.turn()
         finally:
             sys.set_asyncgen_hooks(*hooks)
         if errors:
             raise errors[0]
         return results[0]
+
+    def turn(self) -> None:
+        """Turn the reactor until it is stopped."""
+        self.reactor.run()
 
     def cancel_all(self, spare: Cancels | None) -> None:
         """Cancel every task but the root and ``spare``."""

@@ -2,7 +2,7 @@
 
     python3 -m tests.bench.instructions               print them, and the change since the baseline
     python3 -m tests.bench.instructions --update      keep them in baseline.json
-    python3 -m tests.bench.instructions --only hello --servers selectserve,uvicorn,floor
+    python3 -m tests.bench.instructions --only hello,starlette --servers selectserve,uvicorn,floor
 
 A server is run under a counter twice, for N and for 2 N requests, one at a time on one connection;
 the difference is the cost of N requests, without start-up and shutdown. Instructions (of the
@@ -37,6 +37,12 @@ REQUESTS = {
     "browser": ("apps:hello", BROWSER),
     "echo": ("apps:echo", post(b"x" * 1024)),
 }
+FRAMEWORKS = {  # of .venv-bench, so not without being asked for
+    "starlette": ("apps_starlette:hello", GET),
+    "fastapi": ("apps_fastapi:app", GET),
+    "django": ("apps_django:app", GET),
+}
+KINDS = {**REQUESTS, **FRAMEWORKS}
 PATIENCE = 120.0  # seconds until the first answer: callgrind is some fifty times slower
 CALLGRIND, PERF, STRACE = "callgrind", "perf", "strace"
 
@@ -84,7 +90,7 @@ def count(
     counter: str, name: str, kind: str, requests: int, python: str, cores: Cores
 ) -> dict[str, int]:
     """Return the counts of a server's whole life with so many requests in it."""
-    app, request = REQUESTS[kind]
+    app, request = KINDS[kind]
     with tempfile.TemporaryDirectory(prefix="selectserve-bench-") as home:
         output = Path(home) / "counts"
         # fifty times slower, each step is a slow one: what the watchdog writes would be counted
@@ -116,7 +122,7 @@ def per_request(
     counter: str, name: str, kind: str, requests: int, python: str, cores: Cores
 ) -> dict[str, float]:
     """Return the counts of one request."""
-    with serving(name, Order(REQUESTS[kind][0]), python, cores):
+    with serving(name, Order(KINDS[kind][0]), python, cores):
         pass  # so that all modules are compiled, and none in one of the runs that are counted
     before = newest_source()
     once = count(counter, name, kind, requests, python, cores)
@@ -142,7 +148,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--update", action="store_true", help="keep the numbers in baseline.json")
     given = parser.parse_args()
     given.only, given.servers = given.only.split(","), given.servers.split(",")
-    for name, known in ((given.only, REQUESTS), (given.servers, COMMANDS)):
+    for name, known in ((given.only, KINDS), (given.servers, COMMANDS)):
         if not set(name) <= set(known):
             parser.error(f"{', '.join(name)}: known are {', '.join(known)}")
     return given
@@ -151,7 +157,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print a table, and keep our own numbers when told to."""
     given = parse_arguments()
-    python = sys.executable if given.servers == [OURS] else venv_python()
+    plain = given.servers == [OURS] and set(given.only) <= set(REQUESTS)
+    python = sys.executable if plain else venv_python()
     cores = Cores()
     counter = counter_of_instructions()
     version = ".".join(map(str, sys.version_info[:2]))
