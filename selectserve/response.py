@@ -28,6 +28,7 @@ STATUS_LINES = {
     for status in HTTPStatus
     if status >= 200
 }
+ONE_PIECE = 16384  # a larger body is not copied behind its head
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Fields of the app's that the writer has to know of: framing, persistence, and our defaults.
 SPECIAL_IN_RESPONSE = frozenset(
@@ -252,7 +253,8 @@ class ResponseWriter:
         if self.framing == "held":
             if len(data) == self.whole and self.keep_alive and not more:
                 self.framing = "complete"  # what take_head would find out, in a third of the time
-                return [self.head + b"\r\n", data]
+                head = self.head + b"\r\n"
+                return [head + data] if self.whole < ONE_PIECE else [head, data]
             head, whole = self.take_head(len(data), more)
             if whole:
                 return [head, data]
