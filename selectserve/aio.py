@@ -54,6 +54,8 @@ class SpawnedTask:
         stepper = self.stepper
         stepper.tasks.discard(self)
         exc = outcome(task)
+        if exc is not None:  # asyncio notes only now that somebody has to look at it
+            stepper.reactor.call_soon(partial(outcome, task))
         if isinstance(exc, GOES_PAST_TASKS):
             stepper.told = exc
         self.task = None
@@ -116,6 +118,7 @@ class AsyncioStepper:
         if not task.done():
             return SpawnedTask(self, task, on_done)
         on_done(outcome(task))  # as most requests do
+        task = None  # this frame may live on in a traceback, which the task has
         return FINISHED
 
     def cancel_all(self, spare: Cancels | None) -> None:

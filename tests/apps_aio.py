@@ -531,6 +531,24 @@ async def system_exit():
 
 
 @route
+async def collect():
+    gc.collect()
+    return True
+
+
+@route
+async def late_failure():
+    await asyncio.sleep(0)
+    raise LookupError("after a wait")
+
+
+@route
+async def late_system_exit():
+    await asyncio.sleep(0)
+    raise SystemExit(7)
+
+
+@route
 async def keyboard_interrupt():
     await asyncio.sleep(0)
     raise KeyboardInterrupt

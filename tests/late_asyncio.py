@@ -17,6 +17,11 @@ async def app(scope, receive, send):
         task = asyncio.current_task()
         assert task in asyncio.all_tasks()
         body = type(task).__name__.encode()
+    elif scope["path"] == "/exit":
+        import asyncio
+
+        await asyncio.sleep(0)
+        raise SystemExit(7)
     elif scope["path"] == "/background":
         import asyncio
 

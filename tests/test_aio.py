@@ -159,13 +159,25 @@ def test_disconnect_reaches_a_task_that_waits(serve):
 # -- misuse ---------------------------------------------------------------------------------------
 
 
-def test_system_exit_is_a_500_and_the_server_goes_on(serve):
+@pytest.mark.parametrize("target", ["/system_exit", "/late_system_exit"])
+def test_system_exit_is_a_500_and_the_server_goes_on(serve, target):
     server = serve("tests.apps_aio:app")
     with server.connect() as client:
-        assert client.get("/system_exit").status == 500
+        assert client.get(target).status == 500
     server.wait_for_log("SystemExit: 7")
     with server.connect() as client:
         assert ask(client, "sleep") == b"True"
+
+
+def test_a_failure_after_a_wait_is_told_once(serve):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/late_failure").status == 500
+    with server.connect() as client:
+        assert ask(client, "collect") == b"True"
+    assert server.stop() == 0
+    assert server.log_text().count("Traceback") == 1
+    assert server.log_text().count("LookupError: after a wait") == 1
 
 
 def test_keyboard_interrupt_stops_the_server(serve):
@@ -288,9 +300,12 @@ def test_asyncio_imported_late_steps_the_next_request(serve):
     with server.connect() as client:
         for _ in range(3):
             assert client.get("/sleep").body == b"Task"
+        assert client.get("/exit").status == 500
+    with server.connect() as client:
         assert client.get("/background").body == b"False"
     assert server.stop() == 0
-    assert server.log_text().count("Traceback") == 1  # of the request that did the import
+    # of the request that did the import, and of the one that raised SystemExit
+    assert server.log_text().count("Traceback") == 2
 
 
 def test_trio_that_is_not_installed_is_told_in_one_line(tmp_path):
