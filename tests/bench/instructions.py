@@ -4,11 +4,13 @@
     python3 -m tests.bench.instructions --update      keep them in baseline.json
     python3 -m tests.bench.instructions --only hello,starlette --servers selectserve,uvicorn,floor
 
-A server is run under a counter twice, for N and for 2 N requests, one at a time on one connection;
-the difference is the cost of N requests, without start-up and shutdown. Instructions (of the
-program, not of the kernel) are counted by callgrind, or by perf where there is no valgrind; system
-calls by strace. The numbers belong to a Python version and a counter: baseline.json keeps one set
-for each. This is a regression guard to read, not a test: it never fails.
+Only requests are counted, no start-up and no shutdown: one at a time on one connection, after as
+many that warm the server up. callgrind is told when to begin and to end; perf and strace cannot be
+told, so under them a server is run twice, for N and for 2 N requests, and the difference is what N
+cost. Instructions (of the program, not of the kernel) are counted by callgrind, or by perf where
+there is no valgrind; system calls by strace. The numbers belong to a Python version and a counter:
+baseline.json keeps one set for each. This is a regression guard to read, not a test: it never
+fails.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pathlib import Path
 from .client import BROWSER, GET, Connection, post
 from .commands import COMMANDS, OURS, CannotServe, Order
 from .environment import BENCH, ROOT, Cores, say, venv_python
-from .servers import serving
+from .servers import Server, serving
 
 BASELINE = BENCH / "baseline.json"
 REQUESTS = {
@@ -86,21 +88,52 @@ def read_counts(counter: str, text: str) -> dict[str, int]:
     return {words[-1]: int(words[3]) for words in table}
 
 
-def count(
+def ask(server: Server, request: bytes, requests: int) -> None:
+    """Ask so many times, on a connection of its own."""
+    connection = Connection(server.port)
+    for _ in range(requests):
+        connection.exchange(request)
+    connection.close()
+
+
+def tell_callgrind(option: str, server: Server) -> None:
+    """Have what was counted in each process of a server forgotten, or written."""
+    for pid in server.pids():
+        command = ["callgrind_control", option, str(pid)]
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+
+
+def running(
+    counter: str, name: str, kind: str, output: Path, python: str, cores: Cores
+) -> contextlib.AbstractContextManager[Server]:
+    """Run a server under a counter."""
+    # fifty times slower, each step is a slow one: what the watchdog writes would be counted
+    environment = {"PYTHONHASHSEED": "0", "SELECTSERVE_SLOW_STEP": "60"}
+    order = Order(KINDS[kind][0], prefix=prefix(counter, output), environment=environment)
+    return serving(name, order, python, cores, PATIENCE)
+
+
+def count_between(name: str, kind: str, requests: int, python: str, cores: Cores) -> dict[str, int]:
+    """Return callgrind's count of so many requests to a warm server."""
+    with tempfile.TemporaryDirectory(prefix="selectserve-bench-") as home:
+        output = Path(home) / "counts"
+        with running(CALLGRIND, name, kind, output, python, cores) as server:
+            ask(server, KINDS[kind][1], requests)
+            tell_callgrind("--zero", server)
+            ask(server, KINDS[kind][1], requests)
+            tell_callgrind("--dump", server)
+            written = [path.read_text() for path in output.parent.glob("*.1")]
+    return read_counts(CALLGRIND, "".join(written))
+
+
+def count_life(
     counter: str, name: str, kind: str, requests: int, python: str, cores: Cores
 ) -> dict[str, int]:
     """Return the counts of a server's whole life with so many requests in it."""
-    app, request = KINDS[kind]
     with tempfile.TemporaryDirectory(prefix="selectserve-bench-") as home:
         output = Path(home) / "counts"
-        # fifty times slower, each step is a slow one: what the watchdog writes would be counted
-        environment = {"PYTHONHASHSEED": "0", "SELECTSERVE_SLOW_STEP": "60"}
-        order = Order(app, prefix=prefix(counter, output), environment=environment)
-        with serving(name, order, python, cores, PATIENCE) as server:
-            connection = Connection(server.port)
-            for _ in range(requests):
-                connection.exchange(request)
-            connection.close()
+        with running(counter, name, kind, output, python, cores) as server:
+            ask(server, KINDS[kind][1], requests)
             if counter == PERF:  # which would not pass the signal on
                 os.kill(server.pids()[1], signal.SIGTERM)
                 server.process.wait(10)
@@ -125,8 +158,12 @@ def per_request(
     with serving(name, Order(KINDS[kind][0]), python, cores):
         pass  # so that all modules are compiled, and none in one of the runs that are counted
     before = newest_source()
-    once = count(counter, name, kind, requests, python, cores)
-    twice = count(counter, name, kind, 2 * requests, python, cores)
+    once: dict[str, int] = {}
+    if counter == CALLGRIND:
+        twice = count_between(name, kind, requests, python, cores)
+    else:
+        once = count_life(counter, name, kind, requests, python, cores)
+        twice = count_life(counter, name, kind, 2 * requests, python, cores)
     if newest_source() != before:
         raise CannotServe("selectserve was edited while it was counted")
     costs = {what: (twice[what] - once.get(what, 0)) / requests for what in twice}
@@ -142,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.bench.instructions")
     option = parser.add_argument
-    option("--requests", type=int, default=300, help="N: a run has N, another 2 N (300)")
+    option("--requests", type=int, default=300, help="N: how many are counted (300)")
     option("--only", default=",".join(REQUESTS), help="kinds of request, with commas between")
     option("--servers", default=OURS, help=f"with commas between: {', '.join(COMMANDS)}")
     option("--update", action="store_true", help="keep the numbers in baseline.json")
