@@ -109,6 +109,14 @@ def detect_interface(app: Any) -> str:
     return "asgi2"
 
 
+def check_call(app: Any) -> None:
+    """Make a coroutine of the app's and forget it; raise ConfigError when that cannot be done."""
+    try:
+        app({}, None, None).close()
+    except TypeError as exc:
+        raise ConfigError(f"the app takes no scope, receive and send: {exc}") from None
+
+
 def make_step_app(app: Any, interface: str = "auto", wsgi_workers: int = 10) -> StepApp:
     """Return ``app`` as a callable whose call makes a coroutine, whatever its interface."""
     if interface == "auto":
@@ -127,9 +135,11 @@ def make_step_app(app: Any, interface: str = "auto", wsgi_workers: int = 10) -> 
         return call_twice
     if is_coroutine_function(app):
         step_app: StepApp = app
+        check_call(step_app)
         return step_app
     if is_coroutine_function(type(app).__call__):
         bound: StepApp = app.__call__  # bound once instead of on each request
+        check_call(bound)
         return bound
 
     async def call_and_await(scope: Scope, receive: Receive, send: Send) -> None:

@@ -190,6 +190,21 @@ def test_a_missing_dependency_is_not_taken_for_a_missing_app(module):
     fails(done, 1, "no_such_dependency", "usersapp.py")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "async def app(scope, receive): pass\n",
+        "class App:\n    async def __call__(self, scope): pass\n\napp = App()\n",
+    ],
+    ids=["function", "object"],
+)
+@pytest.mark.parametrize("mode", ["native", "asyncio"])
+def test_an_app_that_takes_other_arguments(module, source, mode):
+    folder = module(source)
+    done = run_server("usersapp:app", "--app-dir", str(folder), "--port", "0", "--loop", mode)
+    fails_plainly(done, 1, "takes no scope, receive and send", "were given")
+
+
 def test_a_factory_that_raises():
     """PR-06."""
     done = run_server("tests.apps:failing_factory", "--factory")
