@@ -1,12 +1,12 @@
 """connection: the whole life of a request, top to bottom: bytes, events, cycle, bytes.
 
-The only room where wire meets coroutines, and the only one that knows both. One request at a time:
+With upgrade, the room where the wire meets the app. One request at a time:
 
     data_received -> parser -> read_request -> start_cycle -> (the app: receive, send)
         -> response_complete -> keep the connection, or close it
 
-A ProtocolError is answered here, in ``refuse``, and nowhere else. A connection holds one deadline,
-for whatever it waits for now; while it waits for nothing but the app, none.
+What a request breaks is answered here, in ``refuse``, and nowhere else. A connection holds one
+deadline, for whatever it waits for now; while it waits for nothing but the app, none.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from .upgrade import WebSocketConnection
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Literal
 
     from .http1 import HTTPEvent
     from .service import Service
     from .trace import Tells
     from .transport import Transport
+
+    Awaited = Literal["request", "head", "body", "app", "rest", "close"]
 
 
 PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
@@ -48,7 +51,6 @@ class HTTPConnection:
         "cycle",
         "deadline",
         "discarded",
-        "eof",
         "parser",
         "planned",
         "service",
@@ -63,8 +65,7 @@ class HTTPConnection:
         self.parser = RequestParser(service.limits, service.fields)
         self.writer = ResponseWriter(service.defaults, service.lines)
         self.cycle: HTTPCycle | None = None  # the request in flight
-        self.eof = False
-        self.awaited = "request"  # -> head | body | app | rest | close: what the deadline is for
+        self.awaited: Awaited = "request"  # what the deadline is for
         self.planned = False  # the next request will be read in this turn or the next
         self.discarded = 0  # bytes read of a body that nobody wants
         self.unlogged: list[HTTPCycle] = []
@@ -94,7 +95,6 @@ class HTTPConnection:
 
     def eof_received(self) -> None:
         """The client will send nothing more; it may still be reading (RFC 9112 §9.6)."""
-        self.eof = True
         self.parser.receive_eof()
         cycle = self.cycle
         if cycle is None:
@@ -183,7 +183,7 @@ class HTTPConnection:
                 self.wait_for("head", self.service.timeout_header)
         elif event is CLOSED:
             self.transport.close()
-        if not transport.reading and not self.eof and self.has_room(event):
+        if not transport.reading and not self.parser.eof and self.has_room(event):
             transport.resume_reading()
         return type(event) is Request
 
@@ -315,21 +315,24 @@ class HTTPConnection:
         if cycle is not self.cycle:
             return
         if cycle.input == "open":
-            if not self.eof:
+            if not self.parser.eof:
                 self.transport.resume_reading()
             self.read_body(cycle)
-        elif self.eof and cycle.input == "delivered":
+        elif self.parser.eof and cycle.input == "delivered":
             cycle.on_disconnect()
 
     def response_complete(self, cycle: HTTPCycle) -> None:
         """The last byte is written: go on with the next request, or close."""
         service = self.service
         transport = self.transport
-        if service.access_log is not None:
-            self.unlogged.append(cycle)
-            transport.on_flushed = self.log_requests
         if cycle is not self.cycle:
             return
+        if service.access_log is not None:
+            self.unlogged.append(cycle)
+            if transport.out:
+                transport.on_flushed = self.log_requests
+            else:  # it has left already: a large piece at once, or all but an empty last one
+                self.log_requests()
         self.cycle = None
         if not self.writer.keep_alive or service.draining == "now":
             # a client that did not ask for the end may be talking still
@@ -353,9 +356,9 @@ class HTTPConnection:
     def read_on(self) -> None:
         """Read the next request, out of what is here already or of what will come."""
         buffered = self.parser.buffered
-        if not self.eof and buffered <= PIPELINE_WATERMARK:
+        if not self.parser.eof and buffered <= PIPELINE_WATERMARK:
             self.transport.resume_reading()
-        if (buffered or self.eof) and not self.planned:
+        if (buffered or self.parser.eof) and not self.planned:
             self.planned = True
             self.service.reactor.call_soon(self.read_burst)
 
@@ -378,7 +381,9 @@ class HTTPConnection:
         if cycle.disconnected and not service.draining:  # the client has ended its side
             self.cut()
             return
-        cancelled = isinstance(exc, Cancelled)  # by us only at shutdown
+        cancelled = isinstance(
+            exc, Cancelled
+        )  # by us only at shutdown, or when the client has left
         if not cycle.disconnected and (exc is None or (cancelled and not service.draining)):
             error_logger.error(
                 "the app %s %s: %s",
@@ -400,10 +405,10 @@ class HTTPConnection:
 
     def refuse(self, exc: ProtocolError) -> None:
         """Answer a broken request, and never read on: the one place for ProtocolError."""
-        import logging  # which was loaded with the server, but is not needed to import this
+        import logging  # here, so that to import the single file does not load it
 
         exc.__traceback__ = exc.__context__ = None  # frames hold the parser, which keeps exc
-        level = logging.DEBUG if self.eof else logging.WARNING
+        level = logging.DEBUG if self.parser.eof else logging.WARNING
         self.service.complaints.log(level, f"{self.transport.peer_name}: {exc.status} {exc.reason}")
         request = self.parser.request
         cycle = self.cycle
@@ -433,18 +438,21 @@ class HTTPConnection:
             self.transport.write(
                 [plain_answer(status, text, self.service.defaults, head_only, headers)]
             )
-        if request.method:
-            client = self.transport.peer if cycle is None else cycle.client
-            log_exchange(self.service, Exchange(request, client, status, len(text) + 1))
         if cycle is not None:
-            cycle.state = "complete"
+            cycle.state, cycle.status, cycle.response_headers = "complete", status, ()
+            cycle.body_sent = len(text) + 1
+            self.unlogged.append(cycle)
+            self.transport.on_flushed = self.log_requests
+        elif request.method:
+            size = 0 if head_only else len(text) + 1
+            log_exchange(self.service, Exchange(request, self.transport.peer, status, size))
         self.finish(True)
 
     def finish(self, unread: bool) -> None:
         """Close once all is sent; with ``unread`` input, so that the client can read it first."""
         self.deadline.set(NEVER)
         self.awaited = "close"
-        if unread and not self.eof:
+        if unread and not self.parser.eof:
             self.transport.linger()
         else:
             self.transport.close()
@@ -462,7 +470,7 @@ class HTTPConnection:
         else:
             self.finish(True)
 
-    def wait_for(self, awaited: str, timeout: float) -> None:
+    def wait_for(self, awaited: Awaited, timeout: float) -> None:
         """Hold the one deadline, for ``awaited``."""
         self.awaited = awaited
         self.deadline.set(self.service.reactor.now + timeout)

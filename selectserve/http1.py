@@ -1,15 +1,16 @@
-"""http1: bytes in, events out; a response in, bytes out. No socket, no clock, no log.
+"""http1: bytes in, events out. No socket, no clock, no log.
 
 RequestParser is fed with ``receive_data`` and ``receive_eof`` and asked with ``next_event``; when
 it cannot go on it says NEED_DATA and returns. Its state is the method that reads next:
 
     read_idle > read_request_line > read_header_section > read_sized > read_end > read_idle
         read_chunk_size > read_chunk_data > read_chunk_end > read_chunk_size … > read_trailers
-    and after a request that is the last of its connection, read_nothing.
+    a plain head that is here whole: read_idle > read_sized or read_end; after a request that is
+    the last of its connection: read_nothing; after an error: read_failure, which repeats it.
 
-Every event is the same for every split of the bytes over reads. Where two implementations on a
-path could read a byte differently it is refused (RFC 9112 throughout), and nothing after the bad
-byte is ever parsed. ResponseWriter is the way back: it frames what the app says.
+The events are the same for every split of the bytes over reads, but for Data, which may come in
+more pieces. Where two implementations on a path could read a byte differently it is refused (RFC
+9112 throughout), and nothing after the bad byte is ever parsed. The way back is the room response.
 """
 
 from __future__ import annotations
@@ -65,8 +66,10 @@ CLOSED = Closed()
 class Request:
     """The head of a request (RFC 9112 §3, §5); Data events and one EndOfMessage follow.
 
-    ``raw_path`` and ``query_string`` are the bytes of the target; header names are lower-case,
-    values are as received. ``content_length`` is None when the body is chunked or absent.
+    ``method`` and ``http_version`` ("1.0", "1.1") are str, ``target`` the bytes as sent,
+    ``raw_path`` and ``query_string`` its parts; header names are lower-case, values as received.
+    ``content_length`` is None when the body is chunked or absent; ``keep_alive`` says that the
+    client will send more, ``upgrade`` and ``expect_continue`` that it asks for a 101 or a 100.
     """
 
     __slots__ = (
@@ -430,7 +433,7 @@ class RequestParser:
         except ProtocolError as exc:
             self.fail(self.bare_line_end(end + 4, self.limits.header_size) or exc)
         self.position = self.scanned = end + 4
-        self.read = self.after_end()
+        self.read_end()
         return EndOfMessage(trailers)
 
     def read_end(self) -> HTTPEvent:
@@ -453,11 +456,6 @@ class RequestParser:
         raise self.failure
 
     # -- what the states share ----------------------------------------------------------------
-
-    def after_end(self) -> Callable[[RequestParser], HTTPEvent]:
-        """Choose what is read behind a message: the next one if there may be one."""
-        request, self.request = self.request, NO_REQUEST
-        return RequestParser.read_idle if request.keep_alive else RequestParser.read_nothing
 
     def take_body(self) -> bytes:
         """Take what is there of the body, or of the chunk; b"" when nothing is."""

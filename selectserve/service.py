@@ -18,13 +18,14 @@ from .response import DefaultLines, ResponseLines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from typing import Any, Callable, Protocol
+    from typing import Any, Callable, Literal, Protocol
 
     from .access import RequestIds
     from .asgi import Receive, Scope, Send
     from .task import Stepper
     from .transport import Transport
 
+    Draining = Literal["", "gently", "now"]
     # an app whose call makes a coroutine; the server sees to it that it does
     StepApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, object]]
 
@@ -72,7 +73,7 @@ class Service:
         self.connections: set[Connected] = set()
         self.cycles = 0  # requests in flight, background work included
         self.requests = 0  # requests begun in all
-        self.draining = ""  # shutting down: "gently", a kept connection may ask once more, or "now"
+        self.draining: Draining = ""  # gently: a kept connection may ask once more
         self.on_change: Callable[[], object] | None = None  # a connection or a request has ended
         self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
         self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out

@@ -184,6 +184,24 @@ def test_the_default_line_is_unchanged(serve):
     ), server.stdout.text()
 
 
+@pytest.mark.parametrize("target, size", [("/big?size=200000", 200000), ("/stream?length=1", 15)])
+def test_the_line_comes_with_the_last_byte(serve, target, size):
+    """Also when it left before the app said that it was the last: the client is still there."""
+    server = serve(*APP)
+    with server.connect() as client:
+        assert len(client.get(target).body) == size
+        assert server.stdout.wait_for(rf'"GET {re.escape(target)} HTTP/1.1" 200 {size} [\d.]+ms$')
+
+
+@pytest.mark.parametrize("method, size", [("GET", 22), ("HEAD", 0)])
+def test_a_failure_is_logged_with_its_numbers(serve, method, size):
+    server = serve(*APP)
+    with server.connect() as client:
+        client.request(method, "/raise_before")
+        assert client.read_response(method).status == 500
+    assert server.stdout.wait_for(rf'"{method} /raise_before HTTP/1\.1" 500 {size} \d+\.\dms$')
+
+
 def test_a_wrong_format_is_told_at_start():
     done = run_server(*APP, "--access-log-format", "%(nope)s")
     assert done.returncode == 2 and "there is no token %(nope)s" in done.stderr

@@ -135,7 +135,7 @@ def check_connection(connection):
         require(armed, "a connection waits for its client without a deadline", connection)
         require(
             transport.reading
-            or connection.eof
+            or connection.parser.eof
             or transport.writing_paused
             or parser.buffered > PIPELINE_WATERMARK,
             "a connection waits for bytes that it does not read",
@@ -153,7 +153,7 @@ def check_connection(connection):
         require(transport.reading or paused, "a body is waited for and not read", connection)
     elif not transport.reading:
         require(
-            connection.eof or cycle.disconnected or parser.buffered > PIPELINE_WATERMARK,
+            connection.parser.eof or cycle.disconnected or parser.buffered > PIPELINE_WATERMARK,
             "reading is paused without a reason",
             connection,
         )
