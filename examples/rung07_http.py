@@ -4,7 +4,7 @@ Read first:  rung05_deadlines, whose Server and Patient are used here; rung06 co
 New here:    a parser with no socket, no clock and no log. Bytes go into receive_data(), events come
              out of next_event(): Request, Data, EndOfMessage; or NEED_DATA, which is how a parser
              says what it waits for, and returns. Its state is the method that reads next. However
-             the network cuts the bytes, the events are the same.
+             the network cuts the bytes, the events are the same (a body may come in more pieces).
 Still wrong: answer() is called by a handler and must know the answer at once. Ask for /slow, which
              waits as for a database, and everybody waits. And there is more to HTTP than this: a
              chunked body gets 501, and http1 refuses a good deal that is let through here.

@@ -6,17 +6,19 @@ and ``send()`` under back-pressure are that same sentence.
 
 The life of a request, by the names of those who live it:
 
-    `reactor.Reactor.tick` waits; `listener.Listener.on_connect` accepts a client and
-    `server.Server.accept` gives it a `transport.Transport` and a `connection.HTTPConnection`.
+    `reactor.Reactor.tick` waits; `listener.Listener.on_connect` accepts a client, and
+    `arrival.Entrance.begin` gives it a `transport.Transport` and a `connection.HTTPConnection`.
     `transport.Transport.read` receives bytes; `connection.HTTPConnection.data_received` feeds
     them to `http1.RequestParser.receive_data`, and `http1.RequestParser.next_event` makes a
     `http1.Request` of them. `connection.HTTPConnection.start_cycle` builds the scope with
-    `asgi.request_scope`, begins an `asgi.HTTPCycle` and spawns the app as a `task.Task`.
-    `task.Task.step` runs it until it ends or parks on a `task.Waiter`: in
-    `asgi.HTTPCycle.receive` for the body, or in `asgi.HTTPCycle.send` when the client does not
-    read. What it sends is framed by `response.ResponseWriter.send`, gathered by
-    `transport.Transport.write` and leaves, once a turn, in `transport.Transport.flush`. Then
-    `connection.HTTPConnection.response_complete` keeps the connection for the next request.
+    `asgi.request_scope`, begins an `asgi.HTTPCycle` and has `task.NativeStepper.spawn` take the
+    first step of the app's coroutine, which is the only one of most. One that cannot go on, in
+    `asgi.HTTPCycle.receive` for the body or in `asgi.HTTPCycle.send` when the client does not
+    read, becomes a `task.Task` parked on a `task.Waiter`; `task.Task.step` goes on with it. What
+    it sends is framed by `response.ResponseWriter.send` and gathered by
+    `transport.Transport.write`. With the last piece `connection.HTTPConnection.response_complete`
+    makes ready for the next request, and at the end of the turn `transport.Transport.flush` sends
+    all that was gathered. (An app that imports asyncio has an `aio.AsyncioStepper` instead.)
 """
 
 from __future__ import annotations

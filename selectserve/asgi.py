@@ -100,8 +100,8 @@ def request_scope(
 ) -> Scope:
     """Build the scope of one request (ASGI HTTP and WebSocket: connection scope), all of it new.
 
-    The keys that differ between the two types are filled by the caller: type, scheme, and method
-    or subprotocols.
+    It is that of an HTTP request; for a WebSocket the caller changes type and scheme, and has
+    subprotocols in the place of the method.
     """
     raw_path = request.raw_path
     path = decode_path(raw_path) if PERCENT in raw_path else raw_path.decode("latin-1")
@@ -355,12 +355,14 @@ class HTTPCycle(Parking):
         if self.state == "complete" and kind in HTTP_MESSAGES:
             return  # ASGI HTTP: "will be ignored"
         if kind not in HTTP_MESSAGES:
-            raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response")
+            raise RuntimeError(f"unknown ASGI message type {kind!r} for an HTTP response") from None
         if self.disconnected:  # each time, also when the app went on after the first
-            raise self.gone()
+            raise self.gone() from None
         allowed = " or ".join(key for key in HTTP_LIFECYCLE[self.state] if key in HTTP_PLAIN)
-        allowed = allowed or "the send() before this one has not returned"
-        raise RuntimeError(f"{kind} cannot be sent while the response is {self.state}: {allowed}")
+        allowed = allowed or "nothing, the send() before this one has not returned"
+        raise RuntimeError(
+            f"{kind} cannot be sent while the response is {self.state}, only {allowed}"
+        ) from None
 
     def on_start(self, message: Message) -> None:
         """Hold status and headers until the first piece of the body."""

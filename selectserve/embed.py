@@ -268,10 +268,16 @@ def hosted_config(app: Any, options: dict[str, Any]) -> Config:
 
 
 def serving(app: Any = None, **options: Any) -> Serving:
-    """Serve ``app`` on a thread; return when it does. Options as for ``run``; port 0 by default."""
+    """Serve ``app`` on a thread; return when it does. Options as for ``run``; port 0 by default.
+
+    Raises ConfigError, or what the app raises on import, when that cannot be done.
+    """
     return Serving(hosted_config(app, options))
 
 
 def by_hand(app: Any = None, **options: Any) -> HandTurned:
-    """Serve ``app`` without a thread: whenever ``tick`` is called on what is returned."""
+    """Serve ``app`` without a thread: whenever ``tick`` is called on what is returned.
+
+    Raises as ``serving`` does, and ConfigError for --loop trio, which turns by itself.
+    """
     return HandTurned(hosted_config(app, options))

@@ -162,11 +162,6 @@ def parse_network(entry: str) -> tuple[int, int, int]:
 # -- header fields -----------------------------------------------------------------------------
 
 
-def has_forwarded(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Tell whether ``headers`` say something about a client behind the peer."""
-    return any(name in FORWARDED_FIELDS for name, _ in headers)
-
-
 def strip_forwarded(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return ``headers`` without what an app could take for a proxy's word.
 

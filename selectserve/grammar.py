@@ -1,7 +1,7 @@
 """grammar: what a line of HTTP may look like; each rule under the RFC section it comes from.
 
 Pure functions and one table over bytes: called by http1 (requests), response (answers) and
-websocket (handshakes). Each returns what the bytes mean or raises ProtocolError; none guesses,
+handshake (WebSockets). Each returns what the bytes mean or raises ProtocolError; none guesses,
 none is lenient, and none walks over bytes one by one in Python.
 """
 
@@ -171,7 +171,7 @@ def parse_version(version: bytes) -> str:
 
 
 def parse_method(name: bytes) -> str:
-    """Read an unregistered method: any token, but none that differs from another by case."""
+    """Read an unregistered method: any token without lower-case letters."""
     if TOKEN.fullmatch(name) is None or name != name.upper():
         raise ProtocolError(f"invalid method {name[:40]!r}")
     if name == b"CONNECT":

@@ -3,7 +3,7 @@
 Pure functions over a Request that is there already: ``wants_websocket`` tells it from ordinary
 HTTP, ``read_handshake`` reads it strictly or raises the ProtocolError that answers it, and
 ``accept_head`` makes the head of the 101 when the app has accepted. Nothing here waits, and
-nothing is written by itself: connection decides, and hands the bytes that followed the request
+nothing is written by itself: upgrade decides, and hands the bytes that followed the request
 to the WebSocket machine.
 """
 

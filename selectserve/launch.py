@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def run(app: Any = None, **options: Any) -> None:
     """Serve ``app`` (an import string or the app itself) until Ctrl-C; options as in Config.
 
-    Exits the process with uvicorn's codes when it cannot start: 1 for the app, 2 for usage, 3
-    for start-up.
+    Raises ConfigError for an option that does not exist. Else exits the process with uvicorn's
+    codes when it cannot start: 1 for the app, 2 for usage, 3 for start-up.
     """
     code = serve(Config(app, **options))
     if code:

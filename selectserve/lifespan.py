@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextvars import copy_context
 
 from .asgi import ASGI_VERSION
+from .task import Parking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Literal
 
     from .asgi import Message, Scope
-    from .task import Stepper, Waits
+    from .task import Stepper
 
     LifespanState = Literal[
         "waiting", "starting", "running", "stopping", "stopped", "failed", "off"
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 LIFESPAN_SPEC_VERSION = "2.0"
 
 
-class Lifespan:
+class Lifespan(Parking):
     """The app's start and end (ASGI lifespan): ``startup`` before the first request.
 
     ``mode`` is "auto", "on" or "off". In auto an app that raises is taken to know no lifespan;
@@ -34,12 +35,12 @@ class Lifespan:
     """
 
     def __init__(self, stepper: Stepper, mode: str = "auto") -> None:
+        super().__init__()
         self.stepper = stepper
         self.mode = mode
         self.status: LifespanState = "off" if mode == "off" else "waiting"
         self.state: dict[str, Any] = {}
         self.inbox: list[Message] = []
-        self.waiters: list[Waits] = []
         self.on_change: Callable[[], object] | None = None
         self.context: Context | None = None
         self.asked = False  # the app called receive() at least once
@@ -64,10 +65,7 @@ class Lifespan:
     def change(self, status: LifespanState) -> None:
         """Enter a state and step on whoever waits for one."""
         self.status = status
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.release_waiters()
         if self.on_change is not None:
             self.on_change()
 
@@ -84,9 +82,7 @@ class Lifespan:
         """Return lifespan.startup, and lifespan.shutdown when the time has come."""
         self.asked = True
         while not self.inbox:
-            waiter = self.stepper.waiter()
-            self.waiters.append(waiter)
-            await waiter
+            await self.park(self.stepper)
         return self.inbox.pop(0)
 
     async def send(self, message: Message) -> None:

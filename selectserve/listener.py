@@ -2,7 +2,7 @@
 
 A Listener is a handler that accepts at most ``MAX_ACCEPTS`` connections a turn and hands each to
 ``accepted(listener, sock, address)``; the socket was bound by `sockets`. When
-the process is out of descriptors it stops listening to the selector for a moment instead of
+the process is out of descriptors it leaves the selector for a moment instead of
 spinning: the clients wait in the backlog and are served when others have left.
 """
 

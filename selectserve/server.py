@@ -526,7 +526,7 @@ class Server:
         self.service.context.run(current_stepper.set, stepper)
 
     def on_fault(self, exc: Exception) -> None:
-        """Tell a bug of ours, loudly; the connection it happened on is closed already."""
+        """Tell a bug of ours, loudly; if it was a connection's, that is closed already."""
         error_logger.critical("selectserve has a bug, please report it", exc_info=exc)
 
     def close(self) -> None:

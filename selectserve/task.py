@@ -1,13 +1,13 @@
 """task: coroutines, driven by hand. Home of the only ``yield`` of the package.
 
 A coroutine that cannot go on yields a trap, the Waiter it waits for, and so returns to whoever
-stepped it; the step after next begins where it stopped. That is all there is to it:
+stepped it; the next step begins where it stopped. That is all there is to it:
 
     created -> step -> (trap: parked -> released -> step)* -> done
 
-A NativeStepper steps tasks on the reactor; the room aio has one that lets asyncio do it. The
-rooms above them, and the primitives below (sleep, spawn, Event, wait_readable, run_in_thread),
-know only ``waiter()`` and ``spawn()`` and work in every mode.
+A NativeStepper steps tasks on the reactor; the rooms aio and guest have others that let
+asyncio and trio do it. Rooms that speak protocols, and the primitives below (sleep, spawn, Event,
+wait_readable, run_in_thread), know only ``waiter()`` and ``spawn()`` and work in every mode.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Coroutine, Generator
-    from typing import Any, Callable, Protocol, TypeVar, Union
+    from typing import Any, Callable, Literal, Protocol, TypeVar, Union
 
     Result = TypeVar("Result")
+    TaskState = Literal["ready", "stepping", "parked", "done"]
     Done = Callable[[Union[BaseException, None]], object]
 
     class Waits(Protocol):
@@ -83,7 +84,7 @@ class Waiter:
 
     def __await__(self) -> Generator[Waiter, None, None]:
         if not self.released:
-            yield self  # the one yield: the trap goes to Task.step
+            yield self  # the one yield: the trap goes to whoever steps
 
 
 class Task:
@@ -102,7 +103,7 @@ class Task:
         self.coro = coro
         self.on_done = on_done
         self.context = context
-        self.state = "ready"  # -> stepping -> parked | ready | done
+        self.state: TaskState = "ready"
         self.error: BaseException | None = None  # to be thrown in at the next step
         self.waiter: Waiter | None = None
 
@@ -110,7 +111,7 @@ class Task:
         return f"<Task {getattr(self.coro, '__qualname__', self.coro)} {self.state}>"
 
     def step(self) -> None:
-        """Run until the coroutine parks or ends: the one place where apps' code runs."""
+        """Run until the coroutine parks or ends; the first step of most was the stepper's."""
         self.state = "stepping"
         self.waiter = None
         error, self.error = self.error, None
@@ -132,17 +133,14 @@ class Task:
 
     def park(self, trap: object) -> None:
         """Wait for what the coroutine yielded."""
-        if type(trap) is Waiter and trap.task is None:
-            if self.error is not None:  # cancelled by what it did itself
-                self.state = "ready"
-                self.stepper.reactor.call_soon(self.step)
-                return
+        if type(trap) is Waiter and trap.task is None and self.error is None:
             self.state = "parked"
             self.waiter = trap
             trap.task = self
             if not trap.released:
                 return
         elif trap is not None:  # None is a bare yield: again in the next turn
+            # an error that is there already: cancelled by what it did itself
             self.error = self.error or RuntimeError(explain_trap(trap))
         self.state = "ready"
         self.stepper.reactor.call_soon(self.step)
@@ -387,12 +385,18 @@ class Event(Parking):
 
 
 async def wait_readable(fileobj: int | socket.socket) -> None:
-    """Wait until ``fileobj`` can be read (or accepted from, or has failed)."""
+    """Wait until ``fileobj`` can be read (or accepted from, or has failed).
+
+    Raises RuntimeError while another task waits for it, to read or to write; a dup() helps.
+    """
     await wait_ready(fileobj, EVENT_READ)
 
 
 async def wait_writable(fileobj: int | socket.socket) -> None:
-    """Wait until ``fileobj`` can be written (or has connected, or has failed)."""
+    """Wait until ``fileobj`` can be written (or has connected, or has failed).
+
+    Raises RuntimeError while another task waits for it, to read or to write; a dup() helps.
+    """
     await wait_ready(fileobj, EVENT_WRITE)
 
 

@@ -4,9 +4,9 @@ A transport reads when the socket is readable and calls its protocol (``data_rec
 ``eof_received``); what the protocol writes is gathered and leaves once, at the end of the turn.
 Only after a short write does it ask for EVENT_WRITE. Two watermarks turn a full buffer into
 back-pressure (``pause_writing``, ``resume_writing``). There is one way out, ``lost``, whatever
-happened, and it releases everything:
+happened, and it releases everything (but ``detach``, which hands the socket on):
 
-    open -> closing (flush what is left) -> lingering (so that it is read) -> closed
+    open -> closing (flush what is left) | lingering (so that it is read, too) -> closed
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Piece = Union[bytes, memoryview]
 
     class ByteProtocol(Protocol):
-        """What a transport calls: connection_made, then data and eof, then connection_lost."""
+        """What a transport calls: data_received, then eof_received, at the end connection_lost."""
 
         def data_received(self, data: bytes) -> None: ...
         def eof_received(self) -> None: ...

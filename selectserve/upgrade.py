@@ -4,7 +4,8 @@ HTTPConnection hands over the Request event and the bytes that followed it; noth
 again to be parsed again. From then on this is the transport's protocol: it feeds the machine,
 puts its messages into the session, and writes what either has to say, once a turn.
 
-    connecting (the app decides) -> open -> closing (a close frame was sent) -> closed
+    session: connecting (the app decides) -> open -> closed, or denying with an HTTP response;
+    what is on the wire: WEBSOCKET_LIFECYCLE
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .websocket import Binary, Close, Text, WebSocket, encode_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
 
     from .asgi import Message
     from .http1 import Request
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .trace import Tells
     from .transport import Transport
     from .websocket import WebSocketEvent
+
+    AwaitedFrame = Literal["app", "data", "pong", "close"]
 
 HOLD_TIME = 1.0  # seconds for the app to answer what came before a close or a broken frame
 CLOSE_TIMEOUT = 10.0  # seconds for the client's half of the closing handshake
@@ -73,7 +76,7 @@ class WebSocketConnection:
         self.early = rest  # frames that came before the app accepted
         self.machine: WebSocket | None = None
         self.writer: ResponseWriter | None = None  # of an answer instead of a 101
-        self.awaited = "app"  # -> data | pong | close: what the deadline is for
+        self.awaited: AwaitedFrame = "app"  # what the deadline is for
         self.deadline = Deadline(service.reactor, self.on_deadline)
         self.request_id = b"" if service.request_ids is None else service.request_ids.give(request)
         root_path, state = service.root_path, service.state
@@ -357,7 +360,7 @@ class WebSocketConnection:
 
     # -- time and the end ----------------------------------------------------------------------
 
-    def wait_for(self, awaited: str, timeout: float) -> None:
+    def wait_for(self, awaited: AwaitedFrame, timeout: float) -> None:
         """Hold the one deadline, for ``awaited``; a timeout of 0 is none."""
         self.awaited = awaited
         self.deadline.set(self.service.reactor.now + timeout if timeout else NEVER)

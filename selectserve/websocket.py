@@ -219,16 +219,6 @@ class WebSocket:
         return f"<WebSocket {self.state}, {self.read.__name__}>"
 
     @property
-    def close_sent(self) -> bool:
-        """True when our close frame is sent, or queued."""
-        return self.state not in ("open", "lost")
-
-    @property
-    def close_received(self) -> bool:
-        """True when the peer's close frame has come."""
-        return self.state == "closed"
-
-    @property
     def buffered(self) -> int:
         """How many bytes of an unfinished message are held."""
         return self.message.tell() if self.message else 0

@@ -1,7 +1,7 @@
 """What the tests stand on: a real server, a raw client, and a clock, selector and socket to script.
 
 Nothing here sleeps. Whatever waits has a deadline, and a deadline that passes is a failure that
-says what it was waiting for.
+says what it was waiting for (but in ``is_silent``).
 """
 
 from __future__ import annotations

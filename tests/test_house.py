@@ -27,6 +27,8 @@ ROOMS = """
     explain chapters bundle cli gunicorn
 """.split()
 
+IO_WING = "logs reactor systemd sockets listener filesend transport tls certificates".split()
+WIRE_WING = "grammar http1 response deflate handshake websocket forwarded".split()
 RARE = "wsgi inspector supervisor reload".split()  # 400 KB of memory, together
 
 # What belongs to one owner (or few): in the source, a module imported or a name used.
@@ -110,6 +112,15 @@ def definitions(room):
                 targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
                 for target in targets:
                     yield from (n.id for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
+@pytest.mark.parametrize("room", WIRE_WING)
+def test_what_the_bytes_mean_needs_no_io(room):
+    """The wings meet in connection, upgrade and arrival only."""
+    for node in RUNNING[room]:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.module not in IO_WING, f"{room}.py:{node.lineno} {ast.unparse(node)}"
+        assert not {"selectors", "select", "time", "logging"} & set(imported(node)), room
 
 
 def test_every_module_has_its_place():
