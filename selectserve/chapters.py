@@ -34,7 +34,7 @@ ROOMS = tuple(
 # What stands in the file to be read and is there at once; and what is to be read, but compiled when
 # it is asked for. All others are packed.
 AT_ONCE = frozenset("errors threadless appendix reactor transport".split())
-READABLE = AT_ONCE | frozenset("http1 connection".split())
+READABLE = AT_ONCE | frozenset("listener http1 connection".split())
 # What a server does without until somebody wants it: others ask for it by `late.` and its name.
 RARE = frozenset(
     """
@@ -105,7 +105,7 @@ late = sys.modules["selectserve"]
 FOOT = '''
 
 # {rule}
-# The appendix: these chapters, thinned (the package has their comments) and packed.
+# The appendix: these chapters, thinned (the package has their comments and types) and packed.
 #
 {contents}
 # {rule}
@@ -300,7 +300,7 @@ class Chapter:
         return never, waits, texts
 
     def thin(self) -> None:
-        """Leave comments and docstrings out, but for the first lines that --explain shows."""
+        """Leave out comments, types and docstrings, but for the first lines --explain shows."""
         import ast
         import io
         import tokenize
@@ -324,6 +324,21 @@ class Chapter:
                 self.lines[number - 1] = self.lines[number - 1][:column].rstrip()
                 if not self.lines[number - 1]:
                     self.dropped.add(number)
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.arg) and node.annotation is not None:
+                self.blank(node.col_offset + len(node.arg), node.annotation)
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                self.blank(node.target.end_col_offset or 0, node.annotation)
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.returns:
+                line = self.lines[node.returns.lineno - 1].encode()
+                self.blank(line.rfind(b" ->", 0, node.returns.col_offset), node.returns)
+
+    def blank(self, start: int, node: ast.expr) -> None:
+        """Fill what a type takes up in its line, from ``start`` on; ``text`` leaves it out."""
+        if node.lineno == node.end_lineno and node.end_col_offset:
+            line = self.lines[node.lineno - 1].encode()
+            filled = line[:start] + b"\0" * (node.end_col_offset - start)
+            self.lines[node.lineno - 1] = (filled + line[node.end_col_offset :]).decode()
 
     def entry(self) -> str:
         """Return what the appendix wants to know of a chapter."""
@@ -356,6 +371,7 @@ class Chapter:
                 gap = 0
                 if len(out) == len(banner):
                     out += [""] * (2 if line.startswith(("class ", "def ", "async ", "@")) else 1)
+                line = line.replace("\0", "")
                 out.append(line[4:] if number in self.dedented else line)
             elif len(out) > len(banner):
                 blanks += 1
