@@ -273,7 +273,9 @@ class NativeStepper:
         """Say what to do when the app missed the event loop that it does not have here."""
         cause: BaseException | None = exc
         while cause is not None:
-            if type(cause).__name__ in NO_LOOP_ERRORS or "no running event loop" in str(cause):
+            # the str() of the app's own classes may fail
+            text = str(cause) if type(cause) is RuntimeError else ""
+            if type(cause).__name__ in NO_LOOP_ERRORS or "no running event loop" in text:
                 return "this app is stepped without asyncio: start with --loop asyncio"
             cause = cause.__cause__ or cause.__context__
         return ""

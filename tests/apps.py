@@ -338,6 +338,16 @@ async def raise_before(scope, receive, send):
     raise ValueError("SECRET of the app")
 
 
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+@route
+async def raise_unprintable(scope, receive, send):
+    raise Unprintable
+
+
 @route
 async def raise_with_empty_scope(scope, receive, send):
     scope.clear()

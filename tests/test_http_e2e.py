@@ -754,3 +754,8 @@ def test_an_access_line_is_one_line(server, client, tag):
 def test_the_bytes_of_the_body_are_counted(server, client, tag):
     client.get(f"/stream?parts=10&size=1000&{tag}")
     server.wait_for_access(rf"{tag} HTTP/1.1\" 200 10000 ")
+
+
+def test_an_exception_that_cannot_be_printed_is_answered(server, client):
+    """ER-02: what the app raises may be broken itself."""
+    assert client.get("/raise_unprintable").status == 500
