@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         def response_broken(self, cycle: HTTPCycle, reason: str) -> None: ...
         def body_wanted(self, cycle: HTTPCycle) -> None: ...
         def cycle_done(self, cycle: HTTPCycle, exc: BaseException | None) -> None: ...
+        def renew_date(self) -> None: ...
 
 
 PERCENT = 0x25  # "%" as a number: `bytes in bytes` first fails to read them as one, and costs 2 %
@@ -373,6 +374,8 @@ class HTTPCycle(Parking):
         headers = message.get("headers", ())
         if self.request_id:
             headers = with_request_id(headers, self.request_id)
+        if self.transport.reactor.now != self.started_at:
+            self.owner.renew_date()  # RFC 9110 §6.6.1: it is of the answer, not of the question
         writer = self.writer
         if message.get("trailers"):
             accepts = b"trailers" in field_list(self.request.headers, b"te")

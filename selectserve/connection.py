@@ -347,6 +347,10 @@ class HTTPConnection:
         if not transport.reading or len(parser.buffer) > parser.position:
             self.read_on()
 
+    def renew_date(self) -> None:
+        """The app took more than a turn to begin its answer."""
+        self.service.renew_date()
+
     def response_broken(self, cycle: HTTPCycle, reason: str) -> None:
         """The rest of a response cannot be had: end it in its middle, and say why."""
         error_logger.error("%s: %s", printable(reason), asked_for(cycle.request))

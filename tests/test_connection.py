@@ -6,7 +6,9 @@ what must hold for every conversation is in the simulation.
 
 from __future__ import annotations
 
+import re
 import socket
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -96,6 +98,30 @@ def test_a_body_nobody_takes_in_the_tiniest_chunks_is_bounded():
     stage.play()
     assert visitor.statuses == [200]
     assert 0 < max(pieces) < 10_000
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def test_the_date_is_of_the_answer():
+    """RFC 9110 §6.6.1: a slow answer is no older than it is; what caches reckon depends on it."""
+
+    async def app(scope, receive, send):
+        await sleep(90)
+        await hello(scope, receive, send)
+
+    stage = Stage(app)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(GET)
+        yield 0
+
+    visitor = stage.visit(script)
+    began = stage.world.wall_clock()
+    stage.play()
+    date = re.search(rb"date: (.*)\r\n", visitor.received)[1].decode()
+    assert parsedate_to_datetime(date).timestamp() == int(began + 90)
 
 
 # -- refusals --------------------------------------------------------------------------------------
