@@ -155,15 +155,7 @@ class HTTPConnection:
         transport = self.transport
         if self.cycle is not None or transport.state != "open" or transport.writing_paused:
             return False
-        event: HTTPEvent | None
-        if transport.trace:
-            event = self.trace_event(transport.trace)
-        else:
-            try:
-                event = self.parser.next_event()
-            except ProtocolError as exc:
-                self.refuse(exc)
-                return False
+        event = self.next_event()
         if type(event) is Request and transport.reading:  # the usual case
             self.start_cycle(event)
             return True
