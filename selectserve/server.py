@@ -589,10 +589,10 @@ def prepare(config: Config, make: Callable[[], Result]) -> Result | int:
         set_up_logging(config.log_level, config.use_colors)  # if it was that which failed
         error_logger.error("%s", exc)
         return exc.exit_code
+    except KeyboardInterrupt:  # the app's import takes its time; the signals are not ours yet
+        error_logger.info("stopped while loading the app")
+        return 0
     except Exception as exc:
-        error_logger.error(
-            "the app %r could not be loaded",
-            config.app,
-            exc_info=(type(exc), exc, own_traceback(exc)),
-        )
+        told = (type(exc), exc, own_traceback(exc))
+        error_logger.error("the app %r could not be loaded", config.app, exc_info=told)
         return 1

@@ -435,6 +435,25 @@ def test_a_request_in_progress_is_completed(serve, tag):
     assert server.wait() == 0
 
 
+def test_an_import_that_takes_its_time_can_be_interrupted(module):
+    """Ctrl-C ends it like any start: no traceback, exit code 0."""
+    folder = module("""
+        import time
+        print("importing", flush=True)
+        time.sleep(60)
+    """)
+    command = server_command("usersapp:app", "--app-dir", str(folder), "--port", "0")
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, said
+    assert "stopped while loading the app" in said and "Traceback" not in said
+
+
 def test_a_second_signal_skips_the_drain(serve, tag):
     """PR-15."""
     server = serve("tests.apps:app")
