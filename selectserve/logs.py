@@ -351,6 +351,9 @@ def is_disconnect(exc: BaseException) -> bool:
     for _ in range(10):
         if cause is None or isinstance(cause, ClientDisconnected):
             return cause is not None
+        inner = getattr(cause, "exceptions", None)  # of a group, as task groups raise
+        if inner and isinstance(inner, tuple):
+            return all(map(is_disconnect, inner))
         cause = cause.__cause__ or cause.__context__
     return False
 

@@ -17,9 +17,9 @@ import textwrap
 import pytest
 
 from selectserve.access import AccessFormat, Exchange, RequestIds
-from selectserve.errors import ConfigError
+from selectserve.errors import ClientDisconnected, ConfigError
 from selectserve.http1 import Request
-from selectserve.logs import MAX_COMPLAINTS, MAX_KEPT, Complaints, Outlet
+from selectserve.logs import MAX_COMPLAINTS, MAX_KEPT, Complaints, Outlet, is_disconnect
 from selectserve.reactor import Reactor
 
 from .support import (
@@ -206,6 +206,25 @@ def test_a_wrong_format_is_told_at_start():
     done = run_server(*APP, "--access-log-format", "%(nope)s")
     assert done.returncode == 2 and "there is no token %(nope)s" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- what is an error ------------------------------------------------------------------------------
+
+
+class Group(Exception):
+    """An exception group, which Python has from 3.11 on."""
+
+    @property
+    def exceptions(self):
+        return self.args
+
+
+def test_a_group_of_disconnects_is_one():
+    """TX-23: send() raises in a task of a group, and the group is what comes out of the app."""
+    gone = ClientDisconnected("the client is gone")
+    assert is_disconnect(Group(gone, Group(gone)))
+    assert not is_disconnect(Group(gone, Group(gone, KeyError("a bug"))))
+    assert not is_disconnect(Group())
 
 
 # -- request ids -----------------------------------------------------------------------------------
