@@ -47,6 +47,9 @@ async def welcome(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer any request with the page."""
     if scope["type"] == "lifespan":
         raise NotImplementedError("no lifespan")
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close"})  # 403: there is nobody to talk to
+        return
     client = scope["client"]
     seen = [
         ("client", "unix socket" if client is None else f"{client[0]}:{client[1]}"),

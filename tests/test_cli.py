@@ -14,6 +14,7 @@ import textwrap
 import pytest
 
 from .support import DEADLINE, ROOT, RawClient, run_server, server_command
+from .test_logging import HANDSHAKE
 
 
 def fails(done, code, *words):
@@ -59,6 +60,10 @@ def test_no_app_serves_the_welcome_page(serve):
         assert response.status == 200 and response.get("content-type").startswith(b"text/html")
         assert b"&lt;i&gt;by the page" in response.body
         assert b"<script>?" not in response.body and b"<i>by" not in response.body
+    with server.connect() as client:
+        client.request("GET", "/", *HANDSHAKE, "Sec-WebSocket-Version: 13")
+        assert client.read_response().status == 403
+    assert "Traceback" not in server.log_text()
 
 
 def test_the_url_that_is_printed_is_real(serve):
