@@ -551,18 +551,14 @@ class HTTPConnection:
         for cycle in cycles:
             if access_log.form is None:
                 access_log.write(cycle.access_line(now) + left)
-            else:
-                access_log.write(access_log.form.line(cycle_exchange(cycle, now, gone)))
-
-
-def cycle_exchange(cycle: HTTPCycle, now: float, left: bool) -> Exchange:
-    """Return what an access format is made of."""
-    return Exchange(
-        cycle.request,
-        cycle.client,
-        cycle.status or 499,  # as in access_line
-        cycle.body_size,
-        now - cycle.started_at,
-        cycle.response_headers,
-        left,
-    )
+                continue
+            exchange = Exchange(
+                cycle.request,
+                cycle.client,
+                cycle.status or 499,  # as in access_line
+                cycle.body_size,
+                now - cycle.started_at,
+                cycle.response_headers,
+                gone,
+            )
+            access_log.write(access_log.form.line(exchange))

@@ -139,9 +139,8 @@ class Server:
     def make_service(self) -> Service:
         """Make what the connections share out of the options."""
         config = self.config
-        service = Service(
-            make_step_app(self.app, config.interface, config.wsgi_workers), self.stepper
-        )
+        app = make_step_app(self.app, config.interface, config.wsgi_workers)
+        service = Service(app, self.stepper)
         service.root_path = config.root_path.rstrip("/")
         service.limits = Limits(
             config.limit_request_line,
@@ -160,9 +159,8 @@ class Server:
         service.limit_concurrency = config.limit_concurrency
         service.limit_max_requests = config.limit_max_requests
         if config.limit_memory:
-            service.memory = MemoryLimit(
-                self.reactor, config.limit_memory, service, self.on_memory_level
-            )
+            limit = config.limit_memory
+            service.memory = MemoryLimit(self.reactor, limit, service, self.on_memory_level)
         if config.limit_max_requests_jitter and config.limit_max_requests:
             chance = int.from_bytes(os.urandom(4), "big")
             service.limit_max_requests += chance % (config.limit_max_requests_jitter + 1)
@@ -178,12 +176,8 @@ class Server:
 
     def make_tracer(self) -> Tracer:
         """Have everything told on stderr, which nobody waits for."""
-        return Tracer(
-            self.reactor.clock,
-            Outlet(sys.stderr),
-            self.config.trace_format,
-            wants_colour(sys.stderr, self.config.use_colors),
-        )
+        form, coloured = self.config.trace_format, wants_colour(sys.stderr, self.config.use_colors)
+        return Tracer(self.reactor.clock, Outlet(sys.stderr), form, coloured)
 
     def tell_moments(self) -> None:
         """Let everybody who wants to watch know what happens; nobody does, as a rule."""
@@ -278,13 +272,10 @@ class Server:
 
     def announce(self) -> None:
         """Say where we serve."""
-        error_logger.info(
-            "selectserve running on %s (%s, process %d, Ctrl-C to stop)",
-            ", ".join(self.urls),
-            self.stepper.name,
-            os.getpid(),
-        )
-        self.notifier.tell_ready(f"serving on {', '.join(self.urls)}")
+        urls = ", ".join(self.urls)
+        text = "selectserve running on %s (%s, process %d, Ctrl-C to stop)"
+        error_logger.info(text, urls, self.stepper.name, os.getpid())
+        self.notifier.tell_ready(f"serving on {urls}")
 
     def accept(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         """Begin a connection."""
@@ -447,11 +438,8 @@ class Server:
         if not in_time:
             error_logger.error("lifespan %s was given up", phase)
         elif isinstance(failure, BaseException):
-            error_logger.error(
-                "lifespan %s failed",
-                phase,
-                exc_info=(type(failure), failure, own_traceback(failure)),
-            )
+            told = (type(failure), failure, own_traceback(failure))
+            error_logger.error("lifespan %s failed", phase, exc_info=told)
         else:
             error_logger.error("lifespan %s failed: %s", phase, failure or "the app gave no reason")
 
@@ -563,9 +551,22 @@ def route_signals(
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
             numbers.remove(number)
-    # The handler does nothing: the byte in the pair does, on the reactor's own turn.
-    previous = [(number, signal.signal(number, lambda *_: None)) for number in numbers]
-    reactor.on_signal = on_signal
+    unheard: list[int] = []  # told to stop, in a step that does not let go of the reactor
+
+    def on_arrival(number: int, _frame: object) -> None:
+        # The byte in the pair does it all, on the reactor's own turn; unless there is none.
+        if signal.Signals(number).name in STOP_SIGNALS:
+            unheard.append(number)
+        if len(unheard) > 2:
+            os.write(2, b"exiting at once, in the middle of a step\n")
+            os._exit(1)
+
+    def on_heard(number: int) -> None:
+        unheard.clear()
+        on_signal(number)
+
+    previous = [(number, signal.signal(number, on_arrival)) for number in numbers]
+    reactor.on_signal = on_heard
 
     def restore() -> None:
         for number, handler in previous:

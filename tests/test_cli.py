@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -457,6 +458,26 @@ def test_an_import_that_takes_its_time_can_be_interrupted(module):
         _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, said
     assert "stopped while loading the app" in said and "Traceback" not in said
+
+
+def test_a_third_signal_ends_a_step_that_never_does(serve, module):
+    """Nobody comes to read of the signals then: the handler itself does, the third time."""
+    folder = module("""
+        async def app(scope, receive, send):
+            assert scope["type"] == "http"
+            print("for ever", flush=True)
+            while True:
+                pass
+    """)
+    server = serve("usersapp:app", "--app-dir", str(folder), "--slow-step", "0")
+    with server.connect() as client:
+        client.request("GET", "/")
+        assert server.stdout.wait_for("for ever")
+        until = time.monotonic() + DEADLINE
+        while server.process.poll() is None and time.monotonic() < until:
+            server.send_signal(signal.SIGINT)  # three at least: who comes too soon is not counted
+        assert server.process.poll() == 1
+    server.wait_for_log("exiting at once, in the middle of a step")
 
 
 def test_a_second_signal_skips_the_drain(serve, tag):
