@@ -103,7 +103,8 @@ def log_exchange(service: Service, exchange: Exchange) -> None:
     request = exchange.request
     access_log.write(
         f'{client_name(exchange.client)} - "{request.method} {request.target.decode("latin-1")} '
-        f'HTTP/{request.http_version}" {exchange.status}'
+        f'HTTP/{request.http_version}" {exchange.status} {exchange.size} '
+        f"{exchange.seconds * 1000:.1f}ms"
     )
 
 

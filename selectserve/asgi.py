@@ -399,6 +399,8 @@ class HTTPCycle(Parking):
             writer.keep_alive = False  # decided when the head goes out: it has to say so
         self.transport.write(writer.send(body, more))
         self.body_sent += len(body)
+        if writer.fault and writer.declared is not None:
+            self.body_sent = min(self.body_sent, writer.declared)
         if more and not writer.fault:
             self.state = "streaming"
         elif writer.trailers and not writer.fault:

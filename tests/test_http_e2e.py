@@ -756,6 +756,26 @@ def test_the_bytes_of_the_body_are_counted(server, client, tag):
     server.wait_for_access(rf"{tag} HTTP/1.1\" 200 10000 ")
 
 
+@pytest.mark.parametrize("end", [(), ("Connection: close",)], ids=["kept", "closed"])
+def test_an_answer_that_left_at_once_is_logged_at_once(server, client, tag, end):
+    """More than the write buffer holds leaves before the app's message is dealt with."""
+    assert len(client.get(f"/big?size=200000&{tag}", *end).body) == 200_000
+    line = server.wait_for_access(rf'{tag} HTTP/1.1" 200 200000 [\d.]+ms(.*)')
+    assert "client left" not in line[1]
+
+
+def test_bytes_beyond_the_declared_length_are_not_counted(server, client, tag):
+    client.get(f"/too_much?parts=123456789&{tag}")
+    server.wait_for_access(rf'{tag} HTTP/1.1" 200 5 ')
+
+
+@pytest.mark.parametrize("method, size", [("GET", 22), ("HEAD", 0)])
+def test_an_answer_of_the_servers_own_has_bytes_and_time(server, client, tag, method, size):
+    client.request(method, f"/raise_before?{tag}")
+    client.read_response(method)
+    server.wait_for_access(rf'{tag} HTTP/1.1" 500 {size} [\d.]+ms')
+
+
 def test_an_exception_that_cannot_be_printed_is_answered(server, client):
     """ER-02: what the app raises may be broken itself."""
     assert client.get("/raise_unprintable").status == 500
