@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextvars import copy_context
 
 from .asgi import ASGI_VERSION
+from .logs import log_app_error
 from .task import Parking
 
 TYPE_CHECKING = False
@@ -99,7 +100,9 @@ class Lifespan(Parking):
 
     def on_done(self, exc: BaseException | None) -> None:
         """The lifespan call has ended, by itself or not."""
-        if exc is not None and self.failure is None:
+        if exc is not None and self.status == "running":
+            log_app_error(exc, "its lifespan, after startup: there will be no shutdown", "")
+        elif exc is not None and self.failure is None:
             self.failure = exc
         if self.status == "starting" and exc is not None:
             self.change("off" if self.mode == "auto" else "failed")

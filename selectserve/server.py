@@ -390,7 +390,7 @@ class Server:
         if lifespan.has_failed or not in_time:
             self.report_lifespan("startup", in_time)
             return False
-        if lifespan.status == "running":
+        if lifespan.context is not None:  # complete, whether or not the call goes on
             self.service.state = lifespan.state
         elif lifespan.failure is not None:
             # An app that raises at once knows no lifespan; one that asked first has failed.

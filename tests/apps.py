@@ -706,13 +706,17 @@ async def returns_at_once(scope, receive, send):
 
 
 async def returns_after_startup(scope, receive, send):
+    scope["state"]["from"] = "startup"
     await receive()
     await send({"type": "lifespan.startup.complete"})
 
 
 async def raises_after_startup(scope, receive, send):
+    scope["state"]["from"] = "startup"
     await receive()
     await send({"type": "lifespan.startup.complete"})
+    for _ in range(3):
+        await Turn()  # the server has begun to serve
     raise RuntimeError("broke while serving")
 
 

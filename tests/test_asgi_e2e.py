@@ -807,6 +807,23 @@ def test_a_lifespan_that_ends_early_is_no_harm(serve, app):
     assert server.stop() in (0, 3)
 
 
+def test_a_lifespan_that_fails_while_serving_says_so(serve):
+    """LS-19: nobody waits for it then, and there will be no shutdown."""
+    server = serve("tests.apps:lifespan_raises_after_startup")
+    server.wait_for_log("the app failed: its lifespan, after startup")
+    server.wait_for_log("RuntimeError: broke while serving")
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("app", ["returns_after_startup", "raises_after_startup"])
+def test_the_state_outlives_the_lifespan(serve, app):
+    """HS-26: its startup was complete."""
+    server = serve(f"tests.apps:lifespan_{app}")
+    with server.connect() as client:
+        assert client.get("/").body.startswith(b"({'from': 'startup'")
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     "app, text",
     [
