@@ -39,6 +39,7 @@ PIPELINE_WATERMARK = 65536  # bytes read ahead of the request in flight
 PIPELINE_BURST = 8  # pipelined requests begun in one turn; they leave in one send
 BODY_WATERMARK = LARGE_READ  # bytes of a body that the app has not received
 BODY_PROGRESS = 1024  # bytes that count as progress of a slow body
+LAST_WORDS = 1.0  # seconds in which, at shutdown, a client may read its last answer
 ON_ITS_WAY = 0.25  # seconds in which, at shutdown, one more request may arrive
 
 
@@ -340,7 +341,7 @@ class HTTPConnection:
             self.read_on()
 
     def renew_date(self) -> None:
-        """The app took more than a turn to begin its answer."""
+        """The app took its time."""
         self.service.renew_date()
 
     def response_broken(self, cycle: HTTPCycle, reason: str) -> None:
@@ -377,19 +378,17 @@ class HTTPConnection:
         if cycle.disconnected and not service.draining:  # the client has ended its side
             self.cut()
             return
-        cancelled = isinstance(
-            exc, Cancelled
-        )  # by us only at shutdown, or when the client has left
+        # by us only at shutdown, or when the client has left
+        cancelled = isinstance(exc, Cancelled)
+        unanswered = cycle.state in ("waiting", "started")
         if not cycle.disconnected and (exc is None or (cancelled and not service.draining)):
             error_logger.error(
                 "the app %s %s: %s",
                 "was cancelled" if cancelled else "returned",
-                "without a response"
-                if cycle.state in ("waiting", "started")
-                else "in mid-response",
+                "without a response" if unanswered else "in mid-response",
                 asked_for(cycle.request),
             )
-        if cycle.state in ("waiting", "started"):
+        if unanswered:
             if service.draining and (cycle.disconnected or cancelled):
                 self.answer(503, "Shutting down", cycle.request)
             else:
@@ -425,15 +424,14 @@ class HTTPConnection:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """Send an answer of our own, the last one of this connection."""
+        service = self.service
         cycle, self.cycle = self.cycle, None
-        self.service.renew_date()
-        if self.service.request_ids is not None and request.method:  # the one it has, or a new one
-            headers = [*headers, (b"x-request-id", self.service.request_ids.give(request))]
+        service.renew_date()
+        if service.request_ids is not None and request.method:  # the one it has, or a new one
+            headers = [*headers, (b"x-request-id", service.request_ids.give(request))]
         head_only = request.method == "HEAD"
         if self.transport.state == "open":
-            self.transport.write(
-                [plain_answer(status, text, self.service.defaults, head_only, headers)]
-            )
+            self.transport.write([plain_answer(status, text, service.defaults, head_only, headers)])
         if cycle is not None:
             cycle.state, cycle.status, cycle.response_headers = "complete", status, ()
             cycle.body_sent = len(text) + 1
@@ -441,7 +439,7 @@ class HTTPConnection:
             self.transport.on_flushed = self.log_requests
         elif request.method:
             size = 0 if head_only else len(text) + 1
-            log_exchange(self.service, Exchange(request, self.transport.peer, status, size))
+            log_exchange(service, Exchange(request, self.transport.peer, status, size))
         self.finish(True)
 
     def finish(self, unread: bool) -> None:
@@ -449,6 +447,8 @@ class HTTPConnection:
         self.deadline.set(NEVER)
         self.awaited = "close"
         if unread and not self.parser.eof:
+            if self.service.draining:
+                self.deadline.set(self.service.reactor.now + LAST_WORDS)
             self.transport.linger()
         else:
             self.transport.close()
@@ -475,10 +475,8 @@ class HTTPConnection:
         """What was waited for has not come in time."""
         if self.transport.trace:
             self.transport.trace("timer", self.transport, f"waited too long for the {self.awaited}")
-        if self.awaited == "head":
-            self.refuse(ProtocolError("the request head did not come in time", 408))
-        elif self.awaited == "body":
-            self.refuse(ProtocolError("the request body did not come in time", 408))
+        if self.awaited in ("head", "body"):
+            self.refuse(ProtocolError(f"the request {self.awaited} did not come in time", 408))
         else:
             self.end_idle()
 
@@ -493,7 +491,9 @@ class HTTPConnection:
             return
         if transport.reading:
             transport.read(EVENT_READ)  # a request that has come already is answered
-        if self.cycle is None and self.deadline.at == NEVER:
+        if self.awaited == "close":
+            transport.lost(None)
+        elif self.cycle is None and self.deadline.at == NEVER:
             transport.close()
 
     def close_if_idle(self, gently: bool) -> None:

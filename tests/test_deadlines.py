@@ -915,6 +915,20 @@ def test_a_websocket_alone_is_no_request_and_none_is_cancelled(echo, caplog):
     ]
 
 
+def test_who_does_not_go_is_not_waited_for_long():
+    """PR-13: at shutdown a client has its answer, and a second to read it; that is all."""
+
+    async def app(scope, receive, send):
+        await sleep(3)
+        await hello(scope, receive, send)
+
+    stage = Stage(app)
+    visitor = stage.visit_and_signal(GET)
+    assert stage.play() == 0
+    assert (visitor.statuses, visitor.ended_at) == ([200], about(3))
+    assert stage.now == about(4)
+
+
 def test_a_server_without_work_says_so(caplog):
     stage = Stage(hello)
     with caplog.at_level("INFO", "selectserve.error"):
