@@ -114,7 +114,8 @@ class TrioStepper:
 
     def explain(self, exc: BaseException) -> str:
         """Say what to do about what asyncio misses here."""
-        return "" if "no running event loop" not in str(exc) else "start with --loop asyncio"
+        text = str(exc) if type(exc) is RuntimeError else ""  # the app's own str() may fail
+        return "" if "no running event loop" not in text else "start with --loop asyncio"
 
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:
         """Turn the reactor until ``main`` has ended; return or raise what it did."""

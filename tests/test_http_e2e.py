@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib.util import find_spec
 
 import pytest
 
@@ -776,6 +777,12 @@ def test_an_answer_of_the_servers_own_has_bytes_and_time(server, client, tag, me
     server.wait_for_access(rf'{tag} HTTP/1.1" 500 {size} [\d.]+ms')
 
 
-def test_an_exception_that_cannot_be_printed_is_answered(server, client):
+@pytest.mark.parametrize("loop", ["native", "asyncio", "trio"])
+def test_an_exception_that_cannot_be_printed_is_answered(serve, loop):
     """ER-02: what the app raises may be broken itself."""
-    assert client.get("/raise_unprintable").status == 500
+    if loop == "trio" and find_spec("trio") is None:
+        pytest.skip("trio is not installed on this Python")
+    server = serve("tests.apps:app", "--loop", loop)
+    with server.connect() as client:
+        assert client.get("/raise_unprintable").status == 500
+    assert "selectserve has a bug" not in server.log_text()
