@@ -85,7 +85,8 @@ class Supervisor:
         if role is None:
             self.sockets, self.files = open_sockets(config)
         else:
-            self.sockets, self.files = role.sockets, [SocketFile(file) for file in role.files]
+            self.sockets, self.files = role.sockets, []
+        self.inheritance = [] if role is None else role.files  # ours once we serve
         self.predecessor = (
             None if role is None else Channel(self.reactor, role.link, ignore_line, int)
         )
@@ -156,6 +157,7 @@ class Supervisor:
             )
             if self.predecessor is not None:
                 self.predecessor.send(f"ready {self.urls}")
+                self.files = list(map(SocketFile, self.inheritance))
         elif self.rolling:
             error_logger.info("restarted: all workers are new")
         else:

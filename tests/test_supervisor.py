@@ -646,17 +646,22 @@ def test_the_service_manager_follows_to_the_new_version(serve, tmp_path):
 
 
 def test_a_new_version_that_fails_changes_nothing(serve, tmp_path):
+    """The file of the unix socket is not its own before it serves."""
     module = tmp_path / "version.py"
     module.write_text("from tests.apps_workers import app")
+    path = str(tmp_path / "socket")
     server = serve(
         "version:app", "--lifespan", "off", "--workers", "2", "--app-dir", str(tmp_path),
+        "--bind", f"unix:{path}", "--bind", "127.0.0.1:0",
         env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     module.write_text("import no_such_module")
     server.send_signal(signal.SIGUSR2)
     server.wait_for_log("the new version ended with exit code 1: we go on")
-    assert int(get(server)) in workers(server)[:2]
+    with RawClient(path) as client:
+        assert int(client.get("/pid").body) in workers(server)[:2]
     assert server.stop() == 0
+    assert not os.path.exists(path)
 
 
 def test_a_stop_while_a_new_version_starts(serve, tmp_path):
