@@ -255,7 +255,7 @@ class Server:
 
     def listen(self) -> None:
         """Listen, and say where."""
-        if self.config.slow_step:
+        if self.watchdog.limit:
             self.watchdog.start()
         if self.config.access_log:
             self.service.access_log = AccessLog(self.reactor, self.access_format)

@@ -176,6 +176,7 @@ class Worker(Server):
         self.parent = os.getppid()
         if patience:
             self.watchdog.on_held = self.end_if_orphaned
+            self.watchdog.limit = min(self.watchdog.limit or patience, patience)
         self.next_beat = 0.0
 
     def announce(self) -> None:

@@ -386,10 +386,11 @@ def test_no_orphans(serve, start):
 
 
 @STARTS
-def test_no_orphans_that_are_blocked(serve, start):
+@pytest.mark.parametrize("slow", ["0.1", "0"])
+def test_no_orphans_that_are_blocked(serve, start, slow):
     """Nobody is left to kill it: it does so itself, after the time that it would have had."""
     options = ("--workers", "2", "--worker-start", start, "--timeout-worker-healthcheck", "1")
-    server = serve(*APP, *options)
+    server = serve(*APP, *options, "--slow-step", slow)
     with server.connect() as client:
         client.send(b"GET /block?seconds=600 HTTP/1.1\r\nHost: a\r\n\r\n")
         server.wait_for_log("APP blocks")
