@@ -155,7 +155,7 @@ def make_certificates(config: Config) -> Certificates | None:
     """Return what the ``--ssl-*`` options ask for, None for plain HTTP; raise ConfigError."""
     factory = config.ssl_context_factory
     if not config.ssl_certfile and factory is None:
-        if config.ssl_keyfile or config.ssl_ca_certs:
+        if config.ssl_keyfile or config.ssl_ca_certs or client_demand(config) != "NONE":
             raise ConfigError("TLS needs a certificate: give --ssl-certfile", 2)
         return None
     pairs = certificate_pairs(config)
@@ -219,15 +219,21 @@ def make_context(config: Config, certificate: str, key: str | None) -> SSLContex
             context.load_verify_locations(config.ssl_ca_certs)
         except OSError as exc:
             raise ConfigError(f"--ssl-ca-certs {config.ssl_ca_certs}: {tls_trouble(exc)}") from None
+    wanted = client_demand(config)
+    if wanted != "NONE" and not config.ssl_ca_certs and not context.cert_store_stats()["x509_ca"]:
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+    context.verify_mode = getattr(ssl, "CERT_" + wanted)
+    return context
+
+
+def client_demand(config: Config) -> str:
+    """Return whether clients show certificates: NONE, OPTIONAL, REQUIRED."""
     reqs = config.ssl_cert_reqs
     wanted = str(int(reqs)) if isinstance(reqs, int) else reqs.upper().replace("CERT_", "")
     wanted = CERT_REQS.get(wanted, wanted)
     if wanted not in CERT_REQS.values():
         raise ConfigError(f"--ssl-cert-reqs {reqs}: none, optional or required", 2)
-    if wanted != "NONE" and not config.ssl_ca_certs and not context.cert_store_stats()["x509_ca"]:
-        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
-    context.verify_mode = getattr(ssl, "CERT_" + wanted)
-    return context
+    return wanted
 
 
 def limit_versions(context: SSLContext, wanted: str) -> None:
@@ -263,9 +269,12 @@ def load_key(context: SSLContext, certificate: str, key: str | None, password: s
         files = certificate if key is None else f"{certificate} with --ssl-keyfile {key}"
         trouble = tls_trouble(exc)
         with open(key or certificate, "rb") as stream:
-            if b"ENCRYPTED" in stream.read() and trouble != TLS_TROUBLES["KEY_VALUES_MISMATCH"]:
-                trouble = "the key is encrypted, and --ssl-keyfile-password is "
-                trouble += "wrong" if password else "not given"
+            data = stream.read()
+        if b"ENCRYPTED" in data and trouble != TLS_TROUBLES["KEY_VALUES_MISMATCH"]:
+            trouble = "the key is encrypted, and --ssl-keyfile-password is "
+            trouble += "wrong" if password else "not given"
+        elif key is None and PEM_BEGIN.encode() in data and b" PRIVATE KEY-" not in data:
+            trouble = "there is no key in it: give --ssl-keyfile"
         raise ConfigError(f"--ssl-certfile {files}: {trouble}") from None
 
 

@@ -675,6 +675,8 @@ def test_wrk_while_certificates_are_renewed(serve, pki):
         ("local.pem", "local.key", ("--ssl-ca-certs", "junk.pem"), "--ssl-ca-certs"),
         ("local.pem", "local.key", ("--ssl-version", "SSLv3"), "--ssl-version"),
         ("local.pem", "local.key", ("--ssl-cert-reqs", "maybe"), "--ssl-cert-reqs"),
+        ("local.pem", None, (), r"--ssl-certfile local\.pem: there is no key in it"),
+        (None, None, ("--ssl-cert-reqs", "required"), "give --ssl-certfile"),
     ],
 )  # fmt: skip
 def test_a_bad_start_is_one_line(pki, certificate, key, more, reason):
@@ -685,8 +687,10 @@ def test_a_bad_start_is_one_line(pki, certificate, key, more, reason):
             cwd=pki.home,
         )  # fmt: skip
     done = run_server(
-        "tests.apps:app", "--port", "0", "--app-dir", str(ROOT), "--ssl-certfile", certificate,
-        "--ssl-keyfile", key, *more, cwd=pki.home, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        "tests.apps:app", "--port", "0", "--app-dir", str(ROOT),
+        *(("--ssl-certfile", certificate) if certificate else ()),
+        *(("--ssl-keyfile", key) if key else ()),
+        *more, cwd=pki.home, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == (2 if "--ssl-cert-reqs" in more or "--ssl-version" in more else 1)
     assert len(done.stderr.splitlines()) == 1, done.stderr
