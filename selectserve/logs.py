@@ -244,7 +244,7 @@ def wants_colour(stream: TextIO, use_colors: bool | None) -> bool:
         return use_colors
     try:
         return stream.isatty()
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed, or not there
         return False
 
 

@@ -368,7 +368,7 @@ def end_process(code: int) -> None:
     try:
         atexit._run_exitfuncs()
         logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
     except BaseException as exc:
         print(f"at the end of a worker: {exc!r}", file=sys.stderr)

@@ -119,7 +119,7 @@ class Server:
         )
         self.service = self.make_service()
         self.entrance = self.make_entrance()
-        self.tracer = self.make_tracer() if config.trace else None
+        self.tracer = self.make_tracer() if config.trace and sys.stderr else None
         self.tell_moments()
         form = config.access_log_format
         self.access_format = AccessFormat(form, wall_clock) if form else None

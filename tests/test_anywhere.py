@@ -202,6 +202,16 @@ def test_streams_that_take_nothing(somewhere, stream, what):
             check_websocket(address, b"permessage-deflate")
 
 
+@pytest.mark.parametrize("options", [("--trace",), ("--workers", "2")], ids=" ".join)
+def test_nobody_to_be_told(somewhere, tmp_path, options):
+    """With stderr closed there is no narration, and no complaint about that elsewhere."""
+    with (tmp_path / "stdout").open("wb") as stdout:
+        prefix = ["sh", "-c", 'exec "$@" 2>&-', "sh", *python()]
+        with somewhere(prefix, *options, "--no-access-log", stdout=stdout) as address:
+            check_http(address)
+    assert (tmp_path / "stdout").read_text() == ""
+
+
 def test_few_descriptors(somewhere):
     with somewhere(python(less=["nofile=32"])) as address:
         check_http(address)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 import selectserve
 from selectserve.asgi import HTTP_LIFECYCLE
@@ -14,7 +17,7 @@ from selectserve.session import SESSION_LIFECYCLE
 from selectserve.trace import MOMENTS
 from selectserve.websocket import WEBSOCKET_LIFECYCLE
 
-from .support import ROOT, UNDER_TEST, run_server
+from .support import DEADLINE, ROOT, UNDER_TEST, run_server, server_command
 
 
 def tour():
@@ -60,3 +63,10 @@ def test_the_parser_s_states_follow_each_other():
 
 def test_no_colour_but_on_a_terminal():
     assert "\x1b" not in tour()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes it")
+def test_with_nobody_to_tell_it_to():
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *server_command("--explain")]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, timeout=DEADLINE)
+    assert done.returncode == 0 and done.stderr == b""
