@@ -134,7 +134,7 @@ def write_config(config: Config, origins: Mapping[str, str]) -> str:
 
     As comments, because a value that is given can mean more than the same value as a default.
     """
-    lines = [] if config.app is None else [f"app = {json.dumps(str(config.app))}"]
+    lines = [] if config.app is None else [f"app = {toml_value(str(config.app))}"]
     group = ""
     for option in all_options():
         if option.code_only:
@@ -169,10 +169,11 @@ def shown_value(option: Option[Any], config: Config) -> Any:
 
 
 def toml_value(value: Any) -> str:
-    """Write a value: JSON's texts, numbers, booleans and lists are TOML's too."""
+    """Write a value: JSON's texts, numbers, booleans and lists are TOML's too, its escapes not."""
     if isinstance(value, dict):
-        pairs = (f"{json.dumps(str(key))} = {toml_value(item)}" for key, item in value.items())
+        pairs = (f"{toml_value(str(key))} = {toml_value(item)}" for key, item in value.items())
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    return json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join([char if char < "\x7f" else f"\\U{ord(char):08x}" for char in text])
