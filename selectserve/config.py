@@ -92,10 +92,10 @@ class Option(Generic[Value]):
         return "SELECTSERVE_" + self.name.upper()
 
     def accept(self, value: Any) -> Any:
-        """Return the value of what a program gave: a path as text, one alone as a list of one."""
+        """Return the value of what a program gave: a path as text, text as on the command line."""
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if self.repeat and isinstance(value, str):
+        if (self.kind or self.flag) and isinstance(value, str):
             value = self.read(value, self.name)
         return value
 
@@ -229,7 +229,7 @@ class Config:
     interface = Option(
         "auto", "what APP is", choices=("auto", "asgi3", "asgi2", "wsgi"), group="app"
     )
-    wsgi_workers = Option(10, "threads for a WSGI app", kind=count, group="app")
+    wsgi_workers = Option(10, "threads for a WSGI app", kind=positive, group="app")
     lifespan = Option("auto", "run APP's lifespan", choices=("auto", "on", "off"), group="app")
     loop = Option(
         "auto",

@@ -27,7 +27,7 @@ EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 def listen_on(sock: socket.socket, backlog: int) -> None:
     """Let clients connect; raise ConfigError if somebody else was faster to listen."""
     try:
-        sock.listen(backlog)
+        sock.listen(min(backlog, 0x7FFFFFFF))
     except OSError as exc:
         raise ConfigError(bind_trouble(describe_address(sock), exc), 3) from None
 

@@ -169,6 +169,7 @@ def test_what_is_printed_can_be_read(tmp_path):
     arguments = [
         "a:b", "--port", "9", "--header", 'X-A: "q" \\', "--no-access-log", "--bind", "unix:/x y",
         "--uds-permissions", "600", "--timeout-write", "0.5", "--ssl-ciphers", "é", "--factory",
+        "--root-path", "/\U0001f600\x7f",  # JSON's escapes would be none of TOML's
     ]  # fmt: skip
     text = printed(*arguments)
     path = tmp_path / "c.toml"
@@ -178,7 +179,8 @@ def test_what_is_printed_can_be_read(tmp_path):
     assert cut.sub("", again) == cut.sub("", text)
     values = read_config_file(str(path))
     assert values["header"] == [("X-A", '"q" \\')] and values["uds_permissions"] == 0o600
-    assert len(values) == 9
+    assert values["root_path"] == "/\U0001f600\x7f"
+    assert len(values) == 10
 
 
 def test_every_option_is_printed_and_no_password():
@@ -277,6 +279,7 @@ def test_check_of_what_is_good(tmp_path):
         ((APP, "--access-log-format", "%(x)s"), 2, "no token"),
         ((APP, "--log-config", "missing.json"), 1, "--log-config missing.json"),
         ((APP, "--root-path", "x"), 2, "must begin with /"),
+        ((APP, "--wsgi-workers", "0"), 2, "1 or more"),
         ((APP, "--reload", "--reload-dir", "missing"), 2, "--reload-dir missing: no such"),
     ],
 )
@@ -336,6 +339,20 @@ def test_values_of_a_program():
     assert config.uds == "/s" and config.bind == ["h:1"] and config.env_file == ".env"
     assert config.port == 8000 and config.host == "127.0.0.1"
     assert "port" not in config.values
+
+
+def test_text_that_a_program_gives_is_read_as_on_the_command_line():
+    """As from os.environ: else it would fail where it is used, at the end of a drain, or never."""
+    config = Config(
+        port="9", timeout_graceful_shutdown="2.5", access_log="false", header="X-A: b",
+        uds_permissions="600", max_worker_memory="1K",
+    )  # fmt: skip
+    assert config.port == 9 and config.timeout_graceful_shutdown == 2.5
+    assert config.access_log is False and config.header == [("X-A", "b")]
+    assert config.uds_permissions == 0o600 and config.max_worker_memory == 1024
+    for wrong in ({"port": "x"}, {"timeout_body": "-1"}, {"preload": "maybe"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Config(**wrong)
 
 
 def test_lists_in_the_environment():

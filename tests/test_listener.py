@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from selectserve.errors import ConfigError
-from selectserve.listener import BACK_OFF, EXHAUSTED, MAX_ACCEPTS, Listener
+from selectserve.listener import BACK_OFF, EXHAUSTED, MAX_ACCEPTS, Listener, listen_on
 from selectserve.reactor import EVENT_READ, Reactor
 from selectserve.sockets import describe_address, open_fd, open_tcp, open_unix
 
@@ -207,6 +207,13 @@ def test_tcp_binds_and_does_not_listen_yet():
         assert (host, describe_address(sock)) == ("127.0.0.1", f"127.0.0.1:{port}")
         with socket.socket() as client, pytest.raises(ConnectionRefusedError):
             client.connect((host, port))
+
+
+def test_a_backlog_beyond_what_a_kernel_can_count():
+    with bind("127.0.0.1", 0) as sock:
+        listen_on(sock, 10**11)
+        with socket.create_connection(sock.getsockname()):
+            pass
 
 
 def test_a_whole_listener_over_real_sockets():
