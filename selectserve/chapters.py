@@ -176,6 +176,8 @@ class Chapter:
                     self.check_sibling(node, above)
             elif isinstance(node, ast.Name) and node.id == "__file__":
                 raise self.refuse(node, "asks for __file__: one file may lie anywhere")
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "getLogger":
+                self.check_logger(node)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "read_material":
                 if isinstance(node.args[0], ast.Constant):
                     self.material.append(str(node.args[0].value))
@@ -193,11 +195,20 @@ class Chapter:
         text = f"from {'.' * node.level}{node.module or ''} import …"
         if node.level != 1 or any(name.asname or name.name == "*" for name in node.names):
             raise self.refuse(node, f"{text}: one level up, no `as` and no star")
+        if node.module is None and any(name.name in ROOMS for name in node.names):
+            raise self.refuse(node, f"{text}: in one file a room is no module")
         if node.module is not None and node not in self.tree.body and node.module not in RARE:
             raise self.refuse(node, f"{text}: siblings are imported at the top of a room")
         if node.module is not None and node.module not in above:
             raise self.refuse(node, f"{text}: there is no such room above this one")
         self.siblings.update({name.name: node.module for name in node.names if node.module})
+
+    def check_logger(self, node: ast.Call) -> None:
+        """Allow the loggers that users know, and the root."""
+        for name in node.args:
+            text = getattr(name, "value", None)
+            if not isinstance(text, str) or text.partition(".")[0] != "selectserve":
+                raise self.refuse(node, "a logger of another name than selectserve")
 
     def statements(self) -> Iterator[ast.stmt]:
         """Return what stands at the top level, guarded or not."""
@@ -237,6 +248,8 @@ class Chapter:
                 self.drop(node)
                 return
         for text in names:
+            if text in ("__all__", "__version__") and self.room != "__init__":
+                raise self.refuse(node, f"{text} is told by __init__ alone")
             self.names[text] = node.lineno
 
     def ask_late(self) -> None:

@@ -139,6 +139,11 @@ REFUSED = {
     "from ctypes import CDLL": "without need or guard",
     "import concurrent.futures, asyncio": "without need or guard",
     "PLACE = __file__": "__file__",
+    "from . import server": "a room is no module",
+    "__version__ = '2'": "__init__ alone",
+    "__all__: list[str] = []": "__init__ alone",
+    "logger = logging.getLogger('other')": "of another name",
+    "logger = logging.getLogger(__name__)": "of another name",
     "def broken(:": "invalid syntax",
 }
 
