@@ -37,7 +37,7 @@ class SocketFile:
     """The file of a unix socket that we made; ``remove`` deletes it unless it is another's now."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = os.path.abspath(path)  # the app may go elsewhere
         self.identity = self.look()
 
     def look(self) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from selectserve.errors import ConfigError
-from selectserve.sockets import parse_bind, resolve
+from selectserve.sockets import SocketFile, parse_bind, resolve
 from selectserve.systemd import Notifier, take_inherited
 
 from .support import DEADLINE, ROOT, FakeClock, FakeSelector, RawClient, run_server, server_command
@@ -246,6 +246,16 @@ def test_a_live_socket_is_left_alone(serve, tmp_path):
     if Path("/proc/net/unix").exists():
         assert f"process {server.process.pid} (" in done.stderr
     assert get(path).body == b"hello"
+
+
+def test_a_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    """The path is a relative one, and the app has gone elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").touch()
+    file = SocketFile("s")
+    monkeypatch.chdir("/")
+    file.remove()
+    assert not (tmp_path / "s").exists()
 
 
 def test_only_our_own_file_is_removed(serve, tmp_path):
