@@ -27,7 +27,7 @@ ENV_LINE = re.compile(
     r"""(?:'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|(?P<bare>.*?))\s*(?:(?:^|\s)\#.*)?"""
 )
 ENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
-SECRET_OPTIONS = frozenset(("ssl_keyfile_password",))
+SECRET_OPTIONS = frozenset(("ssl_keyfile_password", "inspect_token"))
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def test_what_is_printed_can_be_read(tmp_path):
 
 
 def test_every_option_is_printed_and_no_password():
-    text = printed("--ssl-keyfile-password", "sesame")
+    text = printed("--ssl-keyfile-password", "sesame", "--inspect-token", "sesame")
     assert "sesame" not in text
     for option in all_options():
         assert option.code_only or re.search(rf"^(# )?{option.name} =", text, re.MULTILINE)
