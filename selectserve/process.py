@@ -246,12 +246,15 @@ def command_again() -> list[str]:
     program = sys.modules["__main__"]
     if original[1:] and (sys.argv[0] != "" or "-c" in original):
         return [sys.executable, *original[1:]]
+    import subprocess
+
+    again = [sys.executable, *getattr(subprocess, "_args_from_interpreter_flags", list)()]
     spec = getattr(program, "__spec__", None)
     if spec is not None and spec.name != "__main__":  # else it is an archive, or a folder
-        return [sys.executable, "-m", spec.name.replace(".__main__", ""), *sys.argv[1:]]
+        return [*again, "-m", spec.name.replace(".__main__", ""), *sys.argv[1:]]
     if not getattr(program, "__file__", None):
         raise ConfigError("there is no program that could be started again: use a file, or -m", 2)
-    return [sys.executable, *sys.argv]
+    return [*again, *sys.argv]
 
 
 def start_directory() -> str:
@@ -291,8 +294,8 @@ def check_platform(config: Config, forks: bool) -> None:
             raise ConfigError("--preload and --worker-start fork need a system with os.fork", 2)
         if config.app is not None and not isinstance(config.app, str):
             raise ConfigError("processes need the app as module:attribute, not as an object", 2)
-        command_again()
         try:
+            command_again()
             import subprocess  # noqa: F401
         except ImportError as exc:
             raise ConfigError(f"this Python cannot start other processes: {exc}") from None

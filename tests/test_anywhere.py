@@ -143,10 +143,13 @@ def test_isolated_and_without_site(somewhere):
         check_websocket(address, b"permessage-deflate")
 
 
-def test_isolated_workers(somewhere):
+def test_isolated_workers(somewhere, place):
     """The flags are handed on to the processes that a supervisor starts anew."""
+    (place / "flagged.py").write_text(
+        "import sys\nassert sys.flags.isolated and sys.flags.no_site\nfrom tiny import app\n"
+    )
     options = ("--workers", "2", "--worker-start", "spawn")
-    with somewhere(python("-I", "-S"), *options) as address:
+    with somewhere(python("-I", "-S"), *options, app="flagged:app") as address:
         check_http(address)
 
 
