@@ -446,4 +446,15 @@ def thread_pool_class(wanted_by: str) -> Any:
         from concurrent.futures import ThreadPoolExecutor
     except ImportError:
         raise ConfigError(f"this Python has no threads, which {wanted_by} needs") from None
-    return ThreadPoolExecutor
+
+    class ThreadPool(ThreadPoolExecutor):
+        """One that makes do with the threads it has: what it is given is queued already."""
+
+        def _adjust_thread_count(self) -> None:
+            try:
+                super()._adjust_thread_count()
+            except RuntimeError:  # the system has no more
+                if not self._threads:
+                    raise
+
+    return ThreadPool

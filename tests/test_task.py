@@ -24,6 +24,7 @@ from selectserve.task import (
     sleep,
     spawn,
     stepper_here,
+    thread_pool_class,
     wait_readable,
     wait_writable,
 )
@@ -612,6 +613,23 @@ def test_a_real_descriptor(real):
 
 
 # -- threads ---------------------------------------------------------------------------------------
+
+
+def test_threads_that_the_system_refuses(monkeypatch):
+    """Those that are there do the work, once; without any it is told."""
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    pool, gate = thread_pool_class("this test")(2), threading.Event()
+    first = pool.submit(gate.wait, DEADLINE)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    second = pool.submit(int, "3")
+    gate.set()
+    assert first.result(DEADLINE) and second.result(DEADLINE) == 3
+    with pytest.raises(RuntimeError, match="can't start"):
+        thread_pool_class("this test")(2).submit(int)
+    pool.shutdown()
 
 
 def test_run_in_thread_returns_raises_and_sees_the_context(real):
