@@ -281,6 +281,7 @@ class AccessLog:
             and access_logger.level <= logging.INFO
             and access_logger.level
             and not access_logger.disabled
+            and access_logger.manager.disable < logging.INFO
         ):
             if not self.lines:
                 self.reactor.unflushed.append(self)

@@ -631,6 +631,22 @@ def test_handlers_of_the_host_program_are_respected():
     assert done.stderr.count("shutting down") == 1
 
 
+def test_logging_that_is_disabled_logs_no_access():
+    """``logging.disable`` counts for the lines that pass logging by, too."""
+    program = """
+        import logging, selectserve
+        from selectserve.logs import AccessLog, set_up_logging
+        set_up_logging("info", False)
+        log = AccessLog(selectserve.Reactor())
+        for level, line in ((logging.INFO, "hidden"), (logging.NOTSET, "shown")):
+            logging.disable(level)
+            log.write(line)
+        log.flush()
+    """
+    done = run_code(program)
+    assert done.stdout == "INFO:     shown\n", done.stderr
+
+
 def test_a_record_that_cannot_be_written_is_dropped():
     from selectserve.logs import LogHandler
 
