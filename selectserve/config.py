@@ -293,7 +293,7 @@ class Config:
         flag=True,
         group="proxies",
     )
-    forwarded_allow_ips = Option(
+    forwarded_allow_ips: Option[str | list[str]] = Option(
         "127.0.0.1,::1",
         "trusted peers: addresses, networks, unix:, or * for all",
         also="FORWARDED_ALLOW_IPS",

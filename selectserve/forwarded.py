@@ -19,6 +19,7 @@ from .http1 import NEED_DATA, NeedData
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, Callable, Optional, Union
 
     Endpoint = Optional[tuple[str, int]]
@@ -67,7 +68,7 @@ def pack_address(text: str) -> bytes | None:
 class TrustedPeers:
     """The peers that may speak for others: ``peer in trusted``, from ``--forwarded-allow-ips``.
 
-    ``spec`` lists, separated by commas, addresses (``127.0.0.1``, ``::1``), networks
+    ``spec`` lists, also as text with commas, addresses (``127.0.0.1``, ``::1``), networks
     (``10.0.0.0/8``), ``unix:`` for whoever comes over a unix socket, ``unix:/path`` (or the path
     alone) for one of them, and ``*`` for everybody. Empty trusts nobody. ConfigError names an
     entry that is none of these: one that could never match is a proxy not trusted in silence.
@@ -75,7 +76,7 @@ class TrustedPeers:
 
     __slots__ = ("everybody", "networks", "sockets", "testimonies", "verdicts")
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str | Iterable[str]) -> None:
         self.everybody = False
         self.networks: list[tuple[int, int, int]] = []  # bytes of an address, bits dropped, rest
         self.sockets: set[str] = set()
@@ -83,7 +84,8 @@ class TrustedPeers:
         # says of a client in the second, which makes that cost 2 µs instead of 11.
         self.verdicts: dict[str | None, bool] = {}
         self.testimonies: dict[Fields, Testimony] = {}
-        for entry in filter(None, map(str.strip, spec.split(","))):
+        entries = spec.split(",") if isinstance(spec, str) else spec
+        for entry in filter(None, map(str.strip, entries)):
             if entry == "*":
                 self.everybody = True
             elif entry.startswith(("unix:", "/")):

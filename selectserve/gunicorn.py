@@ -105,12 +105,11 @@ class GunicornWorker:
     def translate_settings(self) -> dict[str, Any]:
         """Return our options for gunicorn's settings."""
         cfg = self.cfg
-        allowed = cfg.forwarded_allow_ips
         values = {
             "access_log": bool(cfg.accesslog),
             "access_log_format": cfg.access_log_format,
             "backlog": cfg.backlog,
-            "forwarded_allow_ips": allowed if isinstance(allowed, str) else ",".join(allowed),
+            "forwarded_allow_ips": cfg.forwarded_allow_ips,
             "limit_header_fields": cfg.limit_request_fields,
             "limit_request_line": cfg.limit_request_line or sys.maxsize,
             "limit_max_requests": self.max_requests if cfg.max_requests else 0,

@@ -68,6 +68,7 @@ TRUST = [
     ("unix:/run/x", ["unix:/run/x"], [None, "unix:", "unix:/run/y", "/run/x"]),
     ("/run/x", ["unix:/run/x"], [None, "unix:/run/y"]),
     ("127.0.0.1,unix:", ["127.0.0.1", None], ["::1"]),
+    (["127.0.0.1", "unix:"], ["127.0.0.1", None], ["::1"]),  # as uvicorn's callers may say it
     # nothing that is merely like an address
     (
         "127.0.0.1",
@@ -78,7 +79,9 @@ TRUST = [
 
 
 @pytest.mark.parametrize(("spec", "inside", "outside"), TRUST)
-def test_trusted(spec: str, inside: list[str | None], outside: list[str | None]) -> None:
+def test_trusted(
+    spec: str | list[str], inside: list[str | None], outside: list[str | None]
+) -> None:
     trusted = TrustedPeers(spec)
     for _ in range(2):  # found out, then remembered
         assert [host for host in inside if host not in trusted] == []
