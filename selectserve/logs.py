@@ -248,6 +248,14 @@ def wants_colour(stream: TextIO, use_colors: bool | None) -> bool:
         return False
 
 
+def has_terminal() -> bool:
+    """Tell whether the process was started by somebody at a terminal, who is still there."""
+    try:
+        return sys.stdin is not None and os.isatty(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return False
+
+
 def printable(text: str) -> str:
     """Escape control characters, so that one request is one line and cannot paint a terminal."""
     return text.translate(CONTROL) if not text.isprintable() or "\\" in text else text

@@ -32,6 +32,7 @@ from .logs import (
     AccessLog,
     Outlet,
     error_logger,
+    has_terminal,
     load_log_config,
     reopen_logs,
     set_up_logging,
@@ -74,14 +75,6 @@ def http_date(timestamp: float) -> bytes:
         f"{DAYS[weekday]}, {day:02d} {MONTHS[month - 1]} {year} "
         f"{hour:02d}:{minute:02d}:{second:02d} GMT"
     ).encode()
-
-
-def has_terminal() -> bool:
-    """Tell whether the process was started by somebody at a terminal, who is still there."""
-    try:
-        return sys.stdin is not None and os.isatty(sys.stdin.fileno())
-    except (OSError, ValueError):
-        return False
 
 
 class Server:
@@ -479,17 +472,14 @@ class Server:
     def on_signal(self, number: int) -> None:
         """Act on a signal, between two handlers."""
         name = signal.Signals(number).name
-        if name in STOP_SIGNALS or (name in RELOAD_SIGNALS and self.lost_terminal()):
+        lost_terminal = name in RELOAD_SIGNALS and self.had_terminal and not has_terminal()
+        if name in STOP_SIGNALS or lost_terminal:
             self.stop()
         elif name in RELOAD_SIGNALS:
             self.reload()
         elif name in REOPEN_SIGNALS:
             reopen_logs()
             error_logger.info("%s", connection_table(self.service))
-
-    def lost_terminal(self) -> bool:
-        """Tell whether a hang-up is one: the terminal that we were started on has been closed."""
-        return self.had_terminal and not has_terminal()
 
     def reload(self) -> None:
         """Look at the certificates again, and open the log files anew."""
@@ -547,32 +537,33 @@ def route_signals(
     except ValueError:
         return lambda: None
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    for name in RELOAD_SIGNALS:  # under nohup a hang-up is to mean nothing at all
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+    for number in list(numbers):  # under nohup a hang-up is to mean nothing at all
+        if number.name in RELOAD_SIGNALS and signal.getsignal(number) == signal.SIG_IGN:
             numbers.remove(number)
-    unheard: list[int] = []  # told to stop, in a step that does not let go of the reactor
+    taken: list[int] = []  # by our handlers, and not acted on yet
 
-    def on_arrival(number: int, _frame: object) -> None:
-        # The byte in the pair does it all, on the reactor's own turn; unless there is none.
-        if signal.Signals(number).name in STOP_SIGNALS:
-            unheard.append(number)
-        if len(unheard) > 2:
+    def act(_number: int = 0) -> None:
+        while taken:
+            on_signal(taken.pop(0))
+
+    def take(number: int, _frame: object) -> None:
+        # A byte alone may be of a process that the app has forked: that has the pair, too.
+        taken.append(number)
+        if sum(signal.Signals(one).name in STOP_SIGNALS for one in taken) > 2:
             os.write(2, b"exiting at once, in the middle of a step\n")
             os._exit(1)
-
-    def on_heard(number: int) -> None:
-        unheard.clear()
-        on_signal(number)
-
-    previous = [(number, signal.signal(number, on_arrival)) for number in numbers]
-    reactor.on_signal = on_heard
+        reactor.call_from_thread(act)  # PyPy may come here when the byte was read already
 
     def restore() -> None:
-        for number, handler in previous:
+        while previous:
+            number, handler = previous.pop()
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        signal.set_wakeup_fd(wakeup)
+            signal.set_wakeup_fd(wakeup)
 
+    previous = [(number, signal.signal(number, take)) for number in numbers]
+    reactor.on_signal = act
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=restore)
     return restore
 
 

@@ -17,7 +17,7 @@ import signal
 import sys
 
 from .certificates import make_certificates
-from .logs import error_logger, printable, reopen_logs
+from .logs import error_logger, has_terminal, printable, reopen_logs
 from .process import (
     SUPERVISOR_SIGNALS,
     Child,
@@ -38,7 +38,6 @@ from .server import (
     RELOAD_SIGNALS,
     REOPEN_SIGNALS,
     STOP_SIGNALS,
-    has_terminal,
     route_signals,
 )
 from .sockets import SocketFile, open_sockets

@@ -64,6 +64,19 @@ def blocking_call(seconds):
     time.sleep(seconds)
 
 
+async def fork(options, receive):
+    """Fork, end that process as multiprocessing does, and return how it ended, and who we are."""
+    ours, its = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(its, b"x")
+        time.sleep(3.0)
+        os._exit(9)
+    os.read(ours, 1)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitpid(pid, 0)[1], os.getpid()
+
+
 async def busy(options, receive):
     """Use all of the processor, turn by turn."""
     from selectserve import sleep
@@ -92,5 +105,5 @@ async def leak(options, receive):
     return os.getpid()
 
 
-FUNCTIONS = (pid, upload, block, busy, crash, leave, managed, leak)
+FUNCTIONS = (pid, upload, block, fork, busy, crash, leave, managed, leak)
 APPS = {function.__name__: function for function in FUNCTIONS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -397,6 +398,20 @@ def test_no_orphans_that_are_blocked(serve, start, slow):
         server.process.kill()
         server.process.wait(DEADLINE)
         assert all_have_ended(server)
+
+
+@pytest.mark.parametrize("options", [(), ("--max-worker-age", "1000")], ids=["alone", "worker"])
+def test_what_the_app_forks_is_ended_alone(serve, options):
+    """It has inherited the way on which signals come to us, and leaves it."""
+    server = serve(*APP, *options)
+    status, pid = ast.literal_eval(get(server, "/fork"))
+    assert status == signal.SIGTERM
+    assert int(get(server)) == pid
+    server.send_signal(signal.SIGUSR1)
+    if not options:
+        server.wait_for_log("connections, 0 requests in flight")
+    assert "shutting down" not in server.log_text()
+    assert server.stop() == 0
 
 
 # -- restarts --------------------------------------------------------------------------------------
