@@ -17,6 +17,7 @@ import signal
 import sys
 
 from .certificates import make_certificates
+from .errors import ConfigError
 from .logs import error_logger, has_terminal, printable, reopen_logs
 from .process import (
     SUPERVISOR_SIGNALS,
@@ -507,8 +508,12 @@ class Supervisor:
     def call_heir(self) -> None:
         """Start a new version of ourselves, which may be other code by now, with our sockets."""
         if self.heir is None:
-            self.heir = self.start("heir")
-            error_logger.info("started process %d to take over", self.heir.pid)
+            try:
+                self.heir = self.start("heir")
+            except (OSError, ConfigError) as exc:  # no process, program or directory any more
+                error_logger.error("no new version can be started: %s", exc)
+            else:
+                error_logger.info("started process %d to take over", self.heir.pid)
 
     def hand_over(self, heir: Child) -> None:
         """The new version serves: leave it the sockets and their files, and retire."""

@@ -680,6 +680,20 @@ def test_a_new_version_that_fails_changes_nothing(serve, tmp_path):
     assert not os.path.exists(path)
 
 
+def test_a_new_version_that_cannot_be_started(serve, tmp_path):
+    """The place where we were started is gone."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PWD": str(home)}
+    server = serve(*APP, "--workers", "2", "--app-dir", str(ROOT), cwd=home, env=environ)
+    home.rmdir()
+    server.send_signal(signal.SIGUSR2)
+    server.wait_for_log("ERROR: +no new version can be started: .*No such file or directory")
+    assert int(get(server)) in workers(server)
+    assert server.stop() == 0
+    assert "Traceback" not in server.log_text()
+
+
 def test_a_stop_while_a_new_version_starts(serve, tmp_path):
     """It is told too, wherever it is."""
     module = tmp_path / "version.py"
