@@ -540,7 +540,7 @@ def route_signals(
     for number in list(numbers):  # under nohup a hang-up is to mean nothing at all
         if number.name in RELOAD_SIGNALS and signal.getsignal(number) == signal.SIG_IGN:
             numbers.remove(number)
-    taken: list[int] = []  # by our handlers, and not acted on yet
+    taken: list[signal.Signals] = []  # by our handlers, and not acted on yet
 
     def act(_number: int = 0) -> None:
         while taken:
@@ -548,8 +548,8 @@ def route_signals(
 
     def take(number: int, _frame: object) -> None:
         # A byte alone may be of a process that the app has forked: that has the pair, too.
-        taken.append(number)
-        if sum(signal.Signals(one).name in STOP_SIGNALS for one in taken) > 2:
+        taken.append(signal.Signals(number))
+        if len([one for one in taken if one.name in STOP_SIGNALS]) > 2:
             os.write(2, b"exiting at once, in the middle of a step\n")
             os._exit(1)
         reactor.call_from_thread(act)  # PyPy may come here when the byte was read already
