@@ -427,7 +427,7 @@ class HTTPConnection:
         service = self.service
         cycle, self.cycle = self.cycle, None
         service.renew_date()
-        if service.request_ids is not None and request.method:  # the one it has, or a new one
+        if service.request_ids is not None and request.target:  # the one it has, or a new one
             headers = [*headers, (b"x-request-id", service.request_ids.give(request))]
         head_only = request.method == "HEAD"
         if self.transport.state == "open":
@@ -437,7 +437,7 @@ class HTTPConnection:
             cycle.body_sent = len(text) + 1
             self.unlogged.append(cycle)
             self.transport.on_flushed = self.log_requests
-        elif request.method:
+        elif request.target:
             size = 0 if head_only else len(text) + 1
             log_exchange(service, Exchange(request, self.transport.peer, status, size))
         self.finish(True)

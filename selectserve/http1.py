@@ -319,12 +319,13 @@ class RequestParser:
         """Read method, target and version (RFC 9112 §3)."""
         buffer, position = self.buffer, self.position
         limit = self.limits.request_line
+        head_only = buffer.startswith(b"HEAD ", position)  # then no refusal has a body
+        self.request = BROKEN_HEAD if head_only else NO_REQUEST
         end = buffer.find(b"\r\n", max(position, self.scanned - 1))
         if end < 0 or end - position > limit:
             self.check_unfinished(end, limit, ProtocolError("request line too long", 414), 2)
             return self.wait("inside the request line")
         line = bytes(buffer[position:end])
-        self.request = NO_REQUEST
         try:
             self.request = Request(*parse_request_line(line))
         except ProtocolError as exc:
@@ -588,4 +589,5 @@ def apply_framing(request: Request, special: Headers) -> None:
         ]
 
 
-NO_REQUEST = Request("", b"/", b"/", b"", "1.1")
+NO_REQUEST = Request("", b"", b"", b"", "1.1")
+BROKEN_HEAD = Request("HEAD", b"", b"", b"", "1.1")

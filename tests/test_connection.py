@@ -129,7 +129,7 @@ def test_the_date_is_of_the_answer():
 
 @pytest.mark.parametrize("bad", [b"GET  / HTTP/1.1\r\n\r\n", b"GET / HT"], ids=["bad", "late"])
 def test_a_refusal_is_not_shaped_by_the_request_before(bad):
-    """Behind a HEAD, too, it has a body: nobody knows what the broken one was."""
+    """Behind a HEAD, too, it has a body."""
     stage = Stage(hello)
 
     def script(visitor):
@@ -143,6 +143,23 @@ def test_a_refusal_is_not_shaped_by_the_request_before(bad):
     assert visitor.statuses[0] == 200 and visitor.statuses[1] in (400, 408)
     assert b"content-length: %d\r\n" % len(body) in head.rpartition(b"HTTP/1.1 ")[2]
     assert len(body) > 10
+
+
+@pytest.mark.parametrize(
+    "bad", [b"HEAD / HTTP/2.0\r\n\r\n", b"HEAD  / HTTP/1.1\r\n\r\n", b"HEAD / HT"]
+)
+def test_a_broken_head_is_refused_without_a_body(bad):
+    stage = Stage(hello)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(GET + bad)
+        yield 0
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert visitor.statuses[1] in (400, 408, 505)
+    assert visitor.received.endswith(b"\r\n\r\n")
 
 
 # -- who ends his side, and still reads ------------------------------------------------------------
