@@ -7,8 +7,10 @@ observations are compared. A scenario also asserts what must be true of both.
 from __future__ import annotations
 
 import re
+import sys
 from socket import SHUT_RDWR
 
+import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -307,7 +309,12 @@ def client_leaves_waiting(server):
 
 
 def open_socket(server, path="/ws", **options):
-    """Open a WebSocket with the websockets package."""
+    """Open a WebSocket with the websockets package, whose client joins its thread to close.
+
+    PyPy's ``Thread.join`` fails there at random: "cannot release un-acquired lock".
+    """
+    if sys.implementation.name == "pypy":
+        pytest.skip("the client of the websockets package fails at random on PyPy")
     host, port = server.address
     return connect(f"ws://{host}:{port}{path}", proxy=None, **options)
 

@@ -58,11 +58,8 @@ DIFFERENCES = {
 
 def impossible(framework, scenario):
     """Return why a scenario makes no sense on this Python, "" if it does."""
-    if sys.implementation.name == "pypy":
-        if scenario.startswith("websocket"):
-            return "the client of the websockets package fails at random on PyPy (a lock's release)"
-        if scenario == "client_leaves_stream":
-            return "PyPy closes a dropped generator when it collects garbage"
+    if sys.implementation.name == "pypy" and scenario == "client_leaves_stream":
+        return "PyPy closes a dropped generator when it collects garbage"
     if (framework, scenario) == ("django", "client_leaves_stream"):
         return "Django leaves a response's generator to the garbage collector, soon or late"
     if (framework, scenario) == ("django", "client_leaves_waiting"):

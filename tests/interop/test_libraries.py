@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from ..support import DEADLINE
 from .scenarios import get, open_socket
 
 LIBRARIES = {
@@ -79,11 +80,13 @@ def test_socketio(pairs, transport):
         client.on("shouted", came.put)
         client.on("worked", came.put)
         host, port = server.address
-        await client.connect(f"http://{host}:{port}", transports=[transport])
+        # it gives up after a second, unless told: a busy machine has PyPy take longer
+        await client.connect(f"http://{host}:{port}", transports=[transport], wait_timeout=DEADLINE)
         answer = await client.call("shout", "hello", timeout=10)
         await client.emit("later")
         seen = [answer] + [await asyncio.wait_for(came.get(), 10) for _ in range(2)]
-        await client.disconnect()
+        # by polling, disconnect() would wait half a minute for the poll that it has left to end
+        await client.eio.disconnect(abort=transport == "polling")
         return seen
 
     for server in both(pairs, "socketio", "socketio_app"):
