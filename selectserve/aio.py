@@ -369,8 +369,10 @@ def load_and_choose(
 ) -> tuple[Any, Stepper]:
     """Load the app; return it, and who is to step it.
 
-    While an app that imports asyncio is loaded, the facade is the running loop already, as it is
-    in uvicorn: what modules make at import (queues, client sessions, tasks) belongs to it.
+    While an app that imports asyncio is loaded, the facade is the thread's event loop: what modules
+    make at import (queues, futures) belongs to it. It does not run: modules may call asyncio.run()
+    or Django's database. One that wants a running loop, for a task or a client session, is loaded
+    again, in it. uvicorn loads without a loop, except with --workers and --reload.
     """
     if mode == "native":
         return load(), NativeStepper(reactor)
@@ -386,8 +388,10 @@ def load_and_choose(
             raise ConfigError(f"--loop asyncio: this Python cannot import it: {exc}") from None
 
     def begin() -> None:
+        import asyncio
+
         steppers.append(AsyncioStepper(reactor, on_stop))
-        steppers[0].loop.enter()
+        asyncio.set_event_loop(steppers[0].loop)
 
     watch = AsyncioWatch(begin)
     if mode == "asyncio" or wants_asyncio():
@@ -395,17 +399,24 @@ def load_and_choose(
     else:
         watch.start()
     try:
-        app = load()
+        try:
+            app = load()
+        except RuntimeError as exc:
+            if not steppers or "no running event loop" not in str(exc):
+                raise
+            steppers[0].loop.enter()
+            try:
+                app = load()
+            finally:
+                steppers[0].loop.leave()
         if not steppers and wants_asyncio():
             begin()
     except BaseException:
         if steppers:
-            steppers[0].loop.leave()
             steppers[0].close()
         raise
     finally:
         watch.stop()
     if not steppers:
         return app, LateStepper(reactor, on_stop, on_asyncio)
-    steppers[0].loop.leave()
     return app, steppers[0]

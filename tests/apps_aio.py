@@ -22,7 +22,7 @@ from .telling import say
 APPS = {}
 SEEN = contextvars.ContextVar("SEEN", default="nothing")
 LIFESPAN = {}
-AT_IMPORT = {"queue": asyncio.Queue(), "running": asyncio._get_running_loop()}
+AT_IMPORT = {"queue": asyncio.Queue(), "loop": asyncio.get_event_loop()}
 
 
 def route(function):
@@ -398,7 +398,7 @@ async def at_import():
     """What modules make when they are imported belongs to the loop."""
     asyncio.get_running_loop().call_soon(AT_IMPORT["queue"].put_nowait, "item")
     item = await AT_IMPORT["queue"].get()
-    return item, AT_IMPORT["running"] is asyncio.get_running_loop()
+    return item, AT_IMPORT["loop"] is asyncio.get_running_loop()
 
 
 @route

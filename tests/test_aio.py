@@ -41,6 +41,14 @@ PLAIN = {
     "watch_disconnect": True,
 }
 
+APP_OF_MODULE = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    body = made if isinstance(made, str) else await made
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": body.encode()})
+"""
+
 
 def ask(client, name):
     """Return what the app ``name`` answers."""
@@ -287,6 +295,21 @@ def test_native_mode_hints_at_asyncio(serve):
             start = server.log_position()
             assert client.get("/sleep").status == 500
             server.wait_for_log("start with --loop asyncio", start=start)
+
+
+@pytest.mark.parametrize(
+    "at_import",
+    [
+        "made = asyncio.run(asyncio.sleep(0, 'made'))",  # as does Django's database: no loop runs
+        "made = asyncio.get_running_loop().create_task(asyncio.sleep(0, 'made'))",
+    ],
+)
+def test_modules_may_run_a_loop_and_may_want_one_that_runs(serve, tmp_path, at_import):
+    (tmp_path / "module.py").write_text(f"import asyncio\n{at_import}\n" + APP_OF_MODULE)
+    server = serve("module:app", "--app-dir", str(tmp_path))
+    with server.connect() as client:
+        assert client.get("/").body == b"made"
+    assert server.stop() == 0 and "Traceback" not in server.log_text()
 
 
 def test_asyncio_imported_late_steps_the_next_request(serve):
