@@ -144,8 +144,6 @@ class Observer:
             self.inside_tick(patience)
         finally:
             self.selector.end_handler()
-            if self.flush_began:
-                turn.seconds["flush"] = self.real() - self.flush_began
             for phase in PHASES:
                 self.seconds[phase] += turn.seconds[phase]
             if turn.worked:
@@ -307,10 +305,14 @@ class ObservedSelector:
         return event
 
     def end_handler(self) -> None:
-        """The handler has returned."""
+        """The handler has returned, or all is flushed."""
+        observer = self.observer
+        if observer.flush_began:
+            observer.turn.seconds["flush"] += observer.real() - observer.flush_began
+            observer.flush_began = 0.0
         handler, self.handler = self.handler, None
         if handler is not None:
-            self.observer.end_step("handlers", self.began, handler)
+            observer.end_step("handlers", self.began, handler)
 
 
 class ObservedQueue(deque["Callable[[], object]"]):
@@ -325,7 +327,7 @@ class ObservedQueue(deque["Callable[[], object]"]):
 
 
 class ObservedFlushes(list["Any"]):
-    """What is to be flushed; the first one begins the last phase of the turn."""
+    """What is to be flushed; the first one begins a phase of the turn."""
 
     observer: Observer
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Handler = Callable[[int], object]
 
     class Flushable(Protocol):
-        """What may wait in ``unflushed``: called once at the end of the turn."""
+        """What may wait in ``unflushed``: called once when the turn ends or is long."""
 
         def flush(self) -> None: ...
 
@@ -37,6 +37,7 @@ NEVER = float("inf")
 MAX_PATIENCE = 86400.0  # select() refuses what does not fit a C int of milliseconds
 PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without waiting
 UNHEARD_INTERVAL = 1.0  # seconds, where the selector does not tell of hang-ups unasked
+LONG_TURN = 0.005  # seconds: what was written leaves before the next handler then
 LOOK = 4  # a mask: it may be gone, look
 MIN_CANCELLED = 64  # below it, cancelled timers are left to come up by themselves
 
@@ -291,17 +292,25 @@ class Reactor:
         self.now = self.clock()
         if self.on_turn is not None:
             self.on_turn()
+        unflushed = self.unflushed
         for key, ready in events:
+            if unflushed and self.clock() - self.now > LONG_TURN:
+                self.flush()
             key.data(ready)
         if self.timers and self.timers[0][0] <= self.now:
             self.fire_timers()
         ready_queue = self.ready
         if ready_queue:
             for _ in range(len(ready_queue)):  # only those ready now: everybody gets a turn
+                if unflushed and self.clock() - self.now > LONG_TURN:
+                    self.flush()
                 ready_queue.popleft()()
-        unflushed = self.unflushed
-        while unflushed:
-            unflushed.pop().flush()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was gathered: nobody's answer waits for the steps of many others."""
+        while self.unflushed:
+            self.unflushed.pop().flush()
 
     def fire_timers(self) -> None:
         """Run the actions whose moment has come, earliest first."""

@@ -131,6 +131,28 @@ def test_what_is_flushed_may_ask_for_another_flush(world):
     assert unflushed == []
 
 
+@pytest.mark.parametrize("seconds", [0.0005, 0.02])
+def test_an_answer_does_not_wait_for_the_slow_steps_of_others(world, seconds):
+    """Of three handlers and three actions, all of which write; a short turn sends once."""
+    reactor = world.reactor
+
+    def answer(name):
+        world.log.append(name)
+        world.clock.now += seconds
+        reactor.unflushed.append(Flush(world.note("flush")))
+
+    for name in "abc":
+        sock = ScriptedSocket()
+        reactor.register(sock, EVENT_READ, lambda _ready, name=name: answer(name))
+        world.selector.set_ready(sock, EVENT_READ)
+    for name in "def":
+        reactor.call_soon(lambda name=name: answer(name))
+    reactor.tick()
+    at_once = [word for name in "abcdef" for word in (name, "flush")]
+    short = [*"abcdef", *["flush"] * 6]
+    assert world.log == (at_once if seconds > 0.005 else short)
+
+
 def test_the_mask_says_what_is_ready_and_interest_what_is_asked(world):
     reactor = world.reactor
     sock = ScriptedSocket()
