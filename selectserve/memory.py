@@ -75,9 +75,9 @@ class MemoryLimit:
         level = max(self.level_of(held), min(self.level, self.level_of(held + quarter)))
         if level != self.level:
             error_logger.warning(
-                "buffers hold %d MiB, of %d allowed: %s",
-                held >> 20,
-                self.limit >> 20,
+                "buffers hold %.1f MiB, of %.1f allowed: %s",
+                held / 1048576,
+                self.limit / 1048576,
                 MEASURES[level],
             )
             self.level = level
