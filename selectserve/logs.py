@@ -354,17 +354,14 @@ class Complaints:
             self.suppressed = 0
 
 
-def is_disconnect(exc: BaseException) -> bool:
+def is_disconnect(exc: BaseException | None, removes: int = 10) -> bool:
     """Tell whether ``exc`` only says, at whatever remove, that the client has left."""
-    cause: BaseException | None = exc
-    for _ in range(10):
-        if cause is None or isinstance(cause, ClientDisconnected):
-            return cause is not None
-        inner = getattr(cause, "exceptions", None)  # of a group, as task groups raise
-        if inner and isinstance(inner, tuple):
-            return all(map(is_disconnect, inner))
-        cause = cause.__cause__ or cause.__context__
-    return False
+    if exc is None or not removes or isinstance(exc, ClientDisconnected):
+        return isinstance(exc, ClientDisconnected)
+    group = getattr(exc, "exceptions", None)
+    if group and isinstance(group, tuple):  # of a TaskGroup; it may be what its part was raised in
+        return all(is_disconnect(part, removes - 1) for part in group)
+    return is_disconnect(exc.__cause__ or exc.__context__, removes - 1)
 
 
 def log_app_error(exc: BaseException, what: str, hint: str) -> None:

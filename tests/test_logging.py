@@ -227,6 +227,23 @@ def test_a_group_of_disconnects_is_one():
     assert not is_disconnect(Group())
 
 
+def framed(cause):
+    """Return what a framework makes of it: Litestar streams in a TaskGroup, and raises its own."""
+    exc = RuntimeError("exception caught after response started")
+    exc.__cause__ = cause
+    return exc
+
+
+def test_a_disconnect_is_known_at_any_remove():
+    gone, other = ClientDisconnected("gone"), ValueError("of the app")
+    for exc in (gone, framed(gone), Group(gone), framed(Group(gone, framed(Group(framed(gone)))))):
+        assert is_disconnect(exc)
+    for exc in (other, framed(other), Group(gone, other), framed(Group(framed(Group(other))))):
+        assert not is_disconnect(exc)
+    other.__context__ = Group(gone, other)  # Starlette raises what was alone in a group
+    assert not is_disconnect(other) and not is_disconnect(other.__context__)
+
+
 # -- request ids -----------------------------------------------------------------------------------
 
 
