@@ -554,16 +554,22 @@ def route_signals(
             os._exit(1)
         reactor.call_from_thread(act)  # PyPy may come here when the byte was read already
 
+    def give_back(spared: int = 0) -> None:
+        for number, handler in previous:
+            if number != spared:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
     def restore() -> None:
-        while previous:
-            number, handler = previous.pop()
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-            signal.set_wakeup_fd(wakeup)
+        give_back()
+        previous.clear()
+        signal.set_wakeup_fd(wakeup)
 
     previous = [(number, signal.signal(number, take)) for number in numbers]
     reactor.on_signal = act
+    # A process that the app forks is told by its signals what it is to do; but Ctrl-C, which goes
+    # to all, is for us: requests that are being finished may need it.
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=restore)
+        os.register_at_fork(after_in_child=lambda: give_back(signal.SIGINT))
     return restore
 
 
