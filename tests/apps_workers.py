@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from urllib.parse import parse_qsl
@@ -65,16 +66,26 @@ def blocking_call(seconds):
 
 
 async def fork(options, receive):
-    """Fork, end that process as multiprocessing does, and return how it ended, and who we are."""
-    ours, its = os.pipe()
+    """Fork, and end that process as multiprocessing does, after a Ctrl-C that went to it, too.
+
+    Return whether it was there in between, how it ended, and who we are.
+    """
+    ours, its = socket.socketpair()
     pid = os.fork()
     if not pid:
-        os.write(its, b"x")
-        time.sleep(3.0)
+        ours.close()
+        while its.send(b"x") and its.recv(1):
+            pass
         os._exit(9)
-    os.read(ours, 1)
+    its.close()
+    ours.recv(1)
+    os.kill(pid, signal.SIGINT)
+    ours.send(b"?")
+    there = ours.recv(1) == b"x"
     os.kill(pid, signal.SIGTERM)
-    return os.waitpid(pid, 0)[1], os.getpid()
+    status = os.waitpid(pid, 0)[1]
+    ours.close()
+    return there, status, os.getpid()
 
 
 async def busy(options, receive):
