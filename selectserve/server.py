@@ -559,6 +559,12 @@ def route_signals(
             if number != spared:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
+    def leave() -> None:
+        # A fork of the app's obeys its signals, but for Ctrl-C, which goes to all: we may need it.
+        if previous:
+            give_back(signal.SIGINT)
+            signal.set_wakeup_fd(-1)
+
     def restore() -> None:
         give_back()
         previous.clear()
@@ -566,10 +572,8 @@ def route_signals(
 
     previous = [(number, signal.signal(number, take)) for number in numbers]
     reactor.on_signal = act
-    # A process that the app forks is told by its signals what it is to do; but Ctrl-C, which goes
-    # to all, is for us: requests that are being finished may need it.
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: give_back(signal.SIGINT))
+        os.register_at_fork(after_in_child=leave)
     return restore
 
 

@@ -173,6 +173,7 @@ class Worker(Server):
         self.interval = min(BEAT_INTERVAL, patience / 6) if patience else BEAT_INTERVAL
         self.patience = patience
         self.dump_after = patience / 2
+        self.dumps = False  # a dump is due, unless the next beat comes before
         self.parent = os.getppid()
         if patience:
             self.watchdog.on_held = self.end_if_orphaned
@@ -201,7 +202,7 @@ class Worker(Server):
         self.next_beat = now + self.interval
         self.reactor.call_at(self.next_beat, self.beat)
         if self.dump_after:
-            dump_stack_later(self.dump_after)
+            self.dumps = dump_stack_later(self.dump_after)
 
     def on_command(self, line: str) -> None:
         """Do what the supervisor says; the same twice is once."""
@@ -255,7 +256,7 @@ class Worker(Server):
 
     def close(self) -> None:
         """Release everything that is left."""
-        if self.dump_after and self.next_beat:  # else PyPy 7.3.11 waits for ever
+        if self.dumps:  # else PyPy 7.3.11 waits for ever
             dump_stack_later(0)
         self.channel.close()
         super().close()
@@ -267,8 +268,8 @@ def health_patience(config: Config) -> float:
     return 0.0 if debugged else config.timeout_worker_healthcheck
 
 
-def dump_stack_later(seconds: float) -> None:
-    """Show all threads' stacks on stderr unless called again in time; 0: never."""
+def dump_stack_later(seconds: float) -> bool:
+    """Show all threads' stacks on stderr unless called again in time; 0: never. Tell if so."""
     try:
         import faulthandler
 
@@ -277,7 +278,8 @@ def dump_stack_later(seconds: float) -> None:
         else:
             faulthandler.cancel_dump_traceback_later()
     except (ImportError, OSError, ValueError, RuntimeError, AttributeError):
-        pass  # no such module, or stderr is no file
+        return False  # no such module, or stderr is no file
+    return seconds > 0
 
 
 def loaded_files() -> list[str]:
