@@ -292,9 +292,9 @@ class Reactor:
         self.now = self.clock()
         if self.on_turn is not None:
             self.on_turn()
-        unflushed = self.unflushed
+        unflushed, clock, long = self.unflushed, self.clock, self.now + LONG_TURN
         for key, ready in events:
-            if unflushed and self.clock() - self.now > LONG_TURN:
+            if unflushed and clock() > long:
                 self.flush()
             key.data(ready)
         if self.timers and self.timers[0][0] <= self.now:
@@ -302,7 +302,7 @@ class Reactor:
         ready_queue = self.ready
         if ready_queue:
             for _ in range(len(ready_queue)):  # only those ready now: everybody gets a turn
-                if unflushed and self.clock() - self.now > LONG_TURN:
+                if unflushed and clock() > long:
                     self.flush()
                 ready_queue.popleft()()
         self.flush()
