@@ -115,6 +115,7 @@ class AsyncioStepper:
             if task is None:
                 on_done(exc)
                 return FINISHED
+        loop.grabbed, loop.grabbed_context = int, None  # which have the task
         if not task.done():
             return SpawnedTask(self, task, on_done)
         on_done(outcome(task))  # as most requests do

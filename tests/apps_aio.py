@@ -542,6 +542,20 @@ async def late_failure():
     raise LookupError("after a wait")
 
 
+class Note:
+    """Tells when nobody has it any more."""
+
+    def __del__(self):
+        note("forgotten")
+
+
+@route
+async def fail_with_a_note():
+    held = Note()
+    await asyncio.sleep(0)
+    raise LookupError(f"with {type(held).__name__}")
+
+
 @route
 async def late_system_exit():
     await asyncio.sleep(0)

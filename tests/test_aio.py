@@ -188,6 +188,15 @@ def test_a_failure_after_a_wait_is_told_once(serve):
     assert server.log_text().count("LookupError: after a wait") == 1
 
 
+@pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="PyPy forgets when it collects")
+def test_what_a_failed_request_held_is_let_go_at_once(serve):
+    """A stream's generator, for one, whose finally wants to know that its client has left."""
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get("/fail_with_a_note").status == 500
+        server.wait_for_log("APP forgotten")
+
+
 def test_keyboard_interrupt_stops_the_server(serve):
     server = serve("tests.apps_aio:app")
     with server.connect() as client:
