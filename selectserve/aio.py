@@ -18,7 +18,7 @@ from .facade import FacadeLoop, facade_class
 from .guest import TrioStepper
 from .logs import error_logger
 from .reactor import Reactor
-from .task import FINISHED, NativeStepper, ignore_end, release
+from .task import FINISHED, NativeStepper, ignore_end, misses_loop, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,6 +128,11 @@ class AsyncioStepper:
             if spawned is not spare:
                 spawned.cancel()
 
+    def has_told(self, exc: BaseException) -> bool:
+        """Tell whether ``exc`` is a request's that was told when it went past its task."""
+        told, self.told = self.told, None
+        return exc is told
+
     def explain(self, exc: BaseException) -> str:
         """Know nothing of what the app raised that has to do with this way of stepping."""
         return ""
@@ -153,8 +158,7 @@ class AsyncioStepper:
                 except GOES_PAST_TASKS as exc:
                     if loop.root.done():
                         raise
-                    if exc is self.told:
-                        self.told = None
+                    if self.has_told(exc):
                         continue
                     error_logger.error("%s in a task of the app: stopping", type(exc).__name__)
                     leaving = exc if isinstance(exc, SystemExit) else leaving
@@ -329,9 +333,8 @@ class LateStepper(NativeStepper):
             try:
                 return super().turn()
             except GOES_PAST_TASKS as exc:
-                if self.asyncio is None or exc is not self.asyncio.told:
+                if self.asyncio is None or not self.asyncio.has_told(exc):
                     raise
-                self.asyncio.told = None
 
     async def run_and_leave(self, main: Coroutine[Any, Any, Result]) -> Result:
         """Leave nothing behind ``main``."""
@@ -359,6 +362,20 @@ class LateStepper(NativeStepper):
 def wants_asyncio() -> bool:
     """Tell whether anybody has imported what runs on asyncio."""
     return any(name in sys.modules for name in ASYNCIO_SIGNS)
+
+
+def load_with_loop(load: Callable[[], Any], steppers: list[AsyncioStepper]) -> Any:
+    """Load the app; again, while the loop of the one in ``steppers`` runs, if it misses that."""
+    try:
+        return load()
+    except RuntimeError as exc:
+        if not steppers or not misses_loop(exc):
+            raise
+    steppers[0].loop.enter()
+    try:
+        return load()
+    finally:
+        steppers[0].loop.leave()
 
 
 def load_and_choose(
@@ -400,16 +417,7 @@ def load_and_choose(
     else:
         watch.start()
     try:
-        try:
-            app = load()
-        except RuntimeError as exc:
-            if not steppers or "no running event loop" not in str(exc):
-                raise
-            steppers[0].loop.enter()
-            try:
-                app = load()
-            finally:
-                steppers[0].loop.leave()
+        app = load_with_loop(load, steppers)
         if not steppers and wants_asyncio():
             begin()
     except BaseException:

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from .errors import Cancelled, ConfigError
 from .reactor import Reactor
-from .task import ignore_end
+from .task import ignore_end, misses_loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ class TrioStepper:
 
     def explain(self, exc: BaseException) -> str:
         """Say what to do about what asyncio misses here."""
-        text = str(exc) if type(exc) is RuntimeError else ""  # the app's own str() may fail
-        return "" if "no running event loop" not in text else "start with --loop asyncio"
+        return "start with --loop asyncio" if misses_loop(exc) else ""
 
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:
         """Turn the reactor until ``main`` has ended; return or raise what it did."""

@@ -197,6 +197,11 @@ def explain_trap(trap: object) -> str:
     )
 
 
+def misses_loop(exc: BaseException) -> bool:
+    """Tell whether asyncio says that no loop runs; str() of the app's own classes may fail."""
+    return type(exc) is RuntimeError and "no running event loop" in str(exc)
+
+
 class NativeStepper:
     """Step coroutines on the reactor, each in its own context, without asyncio."""
 
@@ -273,9 +278,7 @@ class NativeStepper:
         """Say what to do when the app missed the event loop that it does not have here."""
         cause: BaseException | None = exc
         while cause is not None:
-            # the str() of the app's own classes may fail
-            text = str(cause) if type(cause) is RuntimeError else ""
-            if type(cause).__name__ in NO_LOOP_ERRORS or "no running event loop" in text:
+            if type(cause).__name__ in NO_LOOP_ERRORS or misses_loop(cause):
                 return "this app is stepped without asyncio: start with --loop asyncio"
             cause = cause.__cause__ or cause.__context__
         return ""
