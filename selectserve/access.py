@@ -100,11 +100,15 @@ def log_exchange(service: Service, exchange: Exchange) -> None:
     if access_log.form is not None:
         access_log.write(access_log.form.line(exchange))
         return
-    request = exchange.request
-    access_log.write(
-        f'{client_name(exchange.client)} - "{request.method} {request.target.decode("latin-1")} '
-        f'HTTP/{request.http_version}" {exchange.status} {exchange.size} '
-        f"{exchange.seconds * 1000:.1f}ms"
+    one = exchange
+    access_log.write(plain_line(one.request, one.client, one.status, one.size, one.seconds))
+
+
+def plain_line(request: Request, client: Address, status: int, size: int, seconds: float) -> str:
+    """Describe what was asked, what was answered, how much and how long."""
+    return (
+        f'{client_name(client)} - "{request.method} {request.target.decode("latin-1")} '
+        f'HTTP/{request.http_version}" {status} {size} {seconds * 1000:.1f}ms'
     )
 
 

@@ -283,17 +283,6 @@ class HTTPCycle(Parking):
         bodiless = self.request.method == "HEAD" or self.status in (204, 304)
         return 0 if bodiless else self.body_sent
 
-    def access_line(self, now: float) -> str:
-        """Describe what was asked, what was answered, how much and how long."""
-        request = self.request
-        peer = client_name(self.client)
-        status = int(self.status) or 499  # nginx's number for one that left before an answer
-        return (
-            f'{peer} - "{request.method} {request.target.decode("latin-1")} '
-            f'HTTP/{request.http_version}" {status} {self.body_size} '
-            f"{(now - self.started_at) * 1000:.1f}ms"
-        )
-
     # -- the app's two callables ---------------------------------------------------------------
 
     async def receive(self) -> Message:

@@ -11,7 +11,7 @@ deadline, for whatever it waits for now; while it waits for nothing but the app,
 
 from __future__ import annotations
 
-from .access import Exchange, asked_for, log_exchange
+from .access import Exchange, asked_for, log_exchange, plain_line
 from .asgi import MAX_DISCARD, HTTPCycle, request_scope
 from .errors import Cancelled, ProtocolError
 from .handshake import wants_websocket
@@ -321,11 +321,7 @@ class HTTPConnection:
         if cycle is not self.cycle:
             return
         if service.access_log is not None:
-            self.unlogged.append(cycle)
-            if transport.out:
-                transport.on_flushed = self.log_requests
-            else:  # it has left already: a large piece at once, or all but an empty last one
-                self.log_requests()
+            self.log_when_sent(cycle)
         self.cycle = None
         if not self.writer.keep_alive or service.draining == "now":
             # a client that did not ask for the end may be talking still
@@ -341,7 +337,7 @@ class HTTPConnection:
             self.read_on()
 
     def renew_date(self) -> None:
-        """The app took its time."""
+        """Keep the Date right for an app that took its time."""
         self.service.renew_date()
 
     def response_broken(self, cycle: HTTPCycle, reason: str) -> None:
@@ -435,8 +431,7 @@ class HTTPConnection:
         if cycle is not None:
             cycle.state, cycle.status, cycle.response_headers = "complete", status, ()
             cycle.body_sent = len(text) + 1
-            self.unlogged.append(cycle)
-            self.transport.on_flushed = self.log_requests
+            self.log_when_sent(cycle)
         elif request.target:
             size = 0 if head_only else len(text) + 1
             log_exchange(service, Exchange(request, self.transport.peer, status, size))
@@ -540,6 +535,14 @@ class HTTPConnection:
         body = 0 if self.cycle is None else self.cycle.pieces_size
         return self.parser.buffered + body + self.transport.out_size
 
+    def log_when_sent(self, cycle: HTTPCycle) -> None:
+        """Have the access line written once the last byte of a response has left."""
+        self.unlogged.append(cycle)
+        if self.transport.out:
+            self.transport.on_flushed = self.log_requests
+        else:  # it has left already: a large piece at once, or all but an empty last one
+            self.log_requests()
+
     def log_requests(self, gone: bool = False) -> None:
         """Write an access line for each response whose last byte has left, or whose client has."""
         cycles, self.unlogged = self.unlogged, []
@@ -549,16 +552,12 @@ class HTTPConnection:
         left = " (client left)" if gone else ""
         now = self.service.reactor.clock()
         for cycle in cycles:
+            request, client, size = cycle.request, cycle.client, cycle.body_size
+            status = int(cycle.status) or 499  # nginx's number for one that left before an answer
+            took = now - cycle.started_at
             if access_log.form is None:
-                access_log.write(cycle.access_line(now) + left)
-                continue
-            exchange = Exchange(
-                cycle.request,
-                cycle.client,
-                cycle.status or 499,  # as in access_line
-                cycle.body_size,
-                now - cycle.started_at,
-                cycle.response_headers,
-                gone,
-            )
-            access_log.write(access_log.form.line(exchange))
+                access_log.write(plain_line(request, client, status, size, took) + left)
+            else:
+                headers = cycle.response_headers
+                exchange = Exchange(request, client, status, size, took, headers, gone)
+                access_log.write(access_log.form.line(exchange))
