@@ -28,6 +28,19 @@ def watch(stage, measure):
     return seen
 
 
+def play(stage, words):
+    """Return a visitor who has said ``words``, and no more, to the end of what came of it."""
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(words)
+        yield 0
+
+    visitor = stage.visit(script)
+    stage.play()
+    return visitor
+
+
 # -- bounds ----------------------------------------------------------------------------------------
 
 
@@ -111,15 +124,8 @@ def test_the_date_is_of_the_answer():
         await hello(scope, receive, send)
 
     stage = Stage(app)
-
-    def script(visitor):
-        visitor.connect()
-        visitor.say(GET)
-        yield 0
-
-    visitor = stage.visit(script)
     began = stage.world.wall_clock()
-    stage.play()
+    visitor = play(stage, GET)
     date = re.search(rb"date: (.*)\r\n", visitor.received)[1].decode()
     assert parsedate_to_datetime(date).timestamp() == int(began + 90)
 
@@ -130,15 +136,7 @@ def test_the_date_is_of_the_answer():
 @pytest.mark.parametrize("bad", [b"GET  / HTTP/1.1\r\n\r\n", b"GET / HT"], ids=["bad", "late"])
 def test_a_refusal_is_not_shaped_by_the_request_before(bad):
     """Behind a HEAD, too, it has a body."""
-    stage = Stage(hello)
-
-    def script(visitor):
-        visitor.connect()
-        visitor.say(HEAD + bad)
-        yield 0
-
-    visitor = stage.visit(script)
-    stage.play()
+    visitor = play(Stage(hello), HEAD + bad)
     head, _, body = visitor.received.rpartition(b"\r\n\r\n")
     assert visitor.statuses[0] == 200 and visitor.statuses[1] in (400, 408)
     assert b"content-length: %d\r\n" % len(body) in head.rpartition(b"HTTP/1.1 ")[2]
@@ -149,15 +147,7 @@ def test_a_refusal_is_not_shaped_by_the_request_before(bad):
     "bad", [b"HEAD / HTTP/2.0\r\n\r\n", b"HEAD  / HTTP/1.1\r\n\r\n", b"HEAD / HT"]
 )
 def test_a_broken_head_is_refused_without_a_body(bad):
-    stage = Stage(hello)
-
-    def script(visitor):
-        visitor.connect()
-        visitor.say(GET + bad)
-        yield 0
-
-    visitor = stage.visit(script)
-    stage.play()
+    visitor = play(Stage(hello), GET + bad)
     assert visitor.statuses[1] in (400, 408, 505)
     assert visitor.received.endswith(b"\r\n\r\n")
 
