@@ -16,7 +16,6 @@ from .errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Any
 
     from .asgi import Receive, Scope, Send
@@ -74,17 +73,6 @@ def find_attribute(module: Any, module_name: str, attribute: str) -> Any:
         except AttributeError:
             raise ConfigError(f"module {module_name!r} has no attribute {attribute!r}") from None
     return found
-
-
-def own_traceback(exc: BaseException) -> TracebackType | None:
-    """Return the part of the traceback that is the user's: without ours and importlib's frames."""
-    traceback = exc.__traceback__
-    while traceback is not None:
-        name = traceback.tb_frame.f_globals.get("__name__", "")
-        if not name.startswith(("importlib", "selectserve")):
-            break
-        traceback = traceback.tb_next
-    return traceback
 
 
 def is_coroutine_function(function: Any) -> bool:

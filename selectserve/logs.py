@@ -25,11 +25,13 @@ except ImportError:  # of threading, of which it wants the locks only
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TextIO
+    from types import TracebackType
+    from typing import Any, TextIO, Union
 
     from .access import AccessFormat
     from .reactor import Reactor, Timer
 
+    ExceptionInfo = tuple[type[BaseException], BaseException, Union[TracebackType, None]]
     TextHandler = logging.StreamHandler[TextIO]
 else:
     TextHandler = logging.StreamHandler  # before 3.11 it takes no type arguments
@@ -364,16 +366,32 @@ def is_disconnect(exc: BaseException | None, removes: int = 10) -> bool:
     return is_disconnect(exc.__cause__ or exc.__context__, removes - 1)
 
 
+def own_traceback(exc: BaseException) -> TracebackType | None:
+    """Return the part of the traceback that is the user's: from the first frame that is not ours.
+
+    Nor importlib's; nor asyncio's, which calls what goes past its tasks.
+    """
+    traceback = exc.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_globals.get("__name__", "")
+        if not name.startswith(("asyncio", "importlib", "selectserve")):
+            break
+        traceback = traceback.tb_next
+    return traceback
+
+
+def own_info(exc: BaseException) -> ExceptionInfo:
+    """Return what logging wants to know of ``exc``, with the user's part of the traceback."""
+    return type(exc), exc, own_traceback(exc)
+
+
 def log_app_error(exc: BaseException, what: str, hint: str) -> None:
     """Log what the app raised, once, with its own traceback; a disconnect is no error."""
     if is_disconnect(exc) or isinstance(exc, Cancelled):
         return
-    traceback = exc.__traceback__
-    if traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next  # the first frame is the stepper's
     error_logger.error(
         "the app failed: %s%s",
         printable(what),
         hint and f" ({hint})",
-        exc_info=(type(exc), exc, traceback),
+        exc_info=(type(exc), exc, own_traceback(exc) or exc.__traceback__),
     )

@@ -25,7 +25,7 @@ from .config import Config
 from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
 from .grammar import Limits
-from .importer import load_app, make_step_app, own_traceback
+from .importer import load_app, make_step_app
 from .lifespan import Lifespan
 from .listener import Listener
 from .logs import (
@@ -34,6 +34,7 @@ from .logs import (
     error_logger,
     has_terminal,
     load_log_config,
+    own_info,
     reopen_logs,
     set_up_logging,
     wants_colour,
@@ -431,8 +432,7 @@ class Server:
         if not in_time:
             error_logger.error("lifespan %s was given up", phase)
         elif isinstance(failure, BaseException):
-            told = (type(failure), failure, own_traceback(failure))
-            error_logger.error("lifespan %s failed", phase, exc_info=told)
+            error_logger.error("lifespan %s failed", phase, exc_info=own_info(failure))
         else:
             error_logger.error("lifespan %s failed: %s", phase, failure or "the app gave no reason")
 
@@ -595,6 +595,5 @@ def prepare(config: Config, make: Callable[[], Result]) -> Result | int:
         error_logger.info("stopped while loading the app")
         return 0
     except Exception as exc:
-        told = (type(exc), exc, own_traceback(exc))
-        error_logger.error("the app %r could not be loaded", config.app, exc_info=told)
+        error_logger.error("the app %r could not be loaded", config.app, exc_info=own_info(exc))
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import signal
 import socket
 import sys
@@ -186,6 +187,17 @@ def test_a_failure_after_a_wait_is_told_once(serve):
     assert server.stop() == 0
     assert server.log_text().count("Traceback") == 1
     assert server.log_text().count("LookupError: after a wait") == 1
+
+
+@pytest.mark.parametrize("target", ["/late_failure", "/late_system_exit", "/system_exit"])
+def test_the_traceback_is_the_apps_from_its_first_line_on(serve, target):
+    server = serve("tests.apps_aio:app")
+    with server.connect() as client:
+        assert client.get(target).status == 500
+    assert server.stop() == 0
+    lines = re.findall(r'^  File "(.*)", line \d+, in (.*)$', server.log_text(), re.MULTILINE)
+    assert [name for _, name in lines][:1] == ["app"] and lines[-1][1] == target[1:], lines
+    assert all(file.endswith("apps_aio.py") for file, _ in lines), lines
 
 
 @pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="PyPy forgets when it collects")
