@@ -369,12 +369,12 @@ def is_disconnect(exc: BaseException | None, removes: int = 10) -> bool:
 def own_traceback(exc: BaseException) -> TracebackType | None:
     """Return the part of the traceback that is the user's: from the first frame that is not ours.
 
-    Nor importlib's; nor asyncio's, which calls what goes past its tasks.
+    Nor importlib's; nor those of asyncio and (PyPy) of contexts, which call the app on the way.
     """
     traceback = exc.__traceback__
     while traceback is not None:
         name = traceback.tb_frame.f_globals.get("__name__", "")
-        if not name.startswith(("asyncio", "importlib", "selectserve")):
+        if not name.startswith(("_contextvars", "asyncio", "importlib", "selectserve")):
             break
         traceback = traceback.tb_next
     return traceback
