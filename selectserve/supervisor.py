@@ -34,13 +34,8 @@ from .process import (
     start_directory,
 )
 from .reactor import Deadline, Reactor
-from .server import (
-    CLEAN_UP_TIME,
-    RELOAD_SIGNALS,
-    REOPEN_SIGNALS,
-    STOP_SIGNALS,
-    route_signals,
-)
+from .server import CLEAN_UP_TIME
+from .signals import RELOAD_SIGNALS, REOPEN_SIGNALS, STOP_SIGNALS, route_signals
 from .sockets import SocketFile, open_sockets
 from .systemd import Notifier
 from .worker import BEAT_INTERVAL, Channel, Slate, channel_pair, health_patience, run_worker

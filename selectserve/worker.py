@@ -20,7 +20,8 @@ import sys
 
 from .logs import error_logger, mark_lines, reopen_logs
 from .reactor import Reactor
-from .server import REOPEN_SIGNALS, Server, prepare
+from .server import Server, prepare
+from .signals import REOPEN_SIGNALS
 from .systemd import forget_manager
 from .transport import Transport
 
