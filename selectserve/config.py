@@ -238,6 +238,12 @@ class Config:
         group="app",
     )
     root_path = Option("", "mount APP below this path", metavar="PATH", group="app")
+    gc_threshold = Option(
+        5000,
+        "look for garbage after so many new objects, not in what start-up made; 0: as Python does",
+        kind=count,
+        group="app",
+    )
 
     # -- TLS
     ssl_certfile: Option[list[str]] = Option(

@@ -19,6 +19,7 @@ from contextvars import copy_context
 from .aio import AsyncioStepper
 from .config import Config
 from .errors import ConfigError
+from .garbage import Collector
 from .logs import error_logger, load_log_config, set_up_logging
 from .reactor import Reactor
 from .server import Server
@@ -46,6 +47,7 @@ class HostedServer(Server):
         self.on_serving = on_serving
         self.failure: BaseException | None = None  # why it does not serve
         self.notifier = Notifier({}, self.reactor)  # a service manager knows the host only
+        self.collector = Collector(0)
 
     @property
     def url(self) -> str:

@@ -24,6 +24,7 @@ from .certificates import make_certificates
 from .config import Config
 from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
+from .garbage import Collector
 from .grammar import Limits
 from .importer import load_app, make_step_app
 from .lifespan import Lifespan
@@ -127,6 +128,7 @@ class Server:
         self.urls: list[str] = []
         self.had_terminal = has_terminal()
         self.watchdog = Watchdog(self.reactor, config.slow_step)
+        self.collector = Collector(config.gc_threshold)
 
     def make_service(self) -> Service:
         """Make what the connections share out of the options."""
@@ -247,6 +249,7 @@ class Server:
 
     def listen(self) -> None:
         """Listen, and say where."""
+        self.collector.calm()
         if self.watchdog.limit:
             self.watchdog.start()
         if self.config.access_log:
@@ -507,6 +510,7 @@ class Server:
 
     def close(self) -> None:
         """Release everything that is left."""
+        self.collector.restore()
         self.watchdog.stop()
         if self.inspector is not None:
             self.inspector.close()

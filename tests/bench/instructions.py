@@ -42,7 +42,9 @@ REQUESTS = {
 FRAMEWORKS = {  # of .venv-bench, so not without being asked for
     "starlette": ("apps_starlette:hello", GET),
     "fastapi": ("apps_fastapi:app", GET),
+    "fastapi-sync": ("apps_fastapi:app", GET.replace(b" / ", b" /sync ")),
     "django": ("apps_django:app", GET),
+    "django-sync": ("apps_django:app", GET.replace(b" / ", b" /sync ")),
 }
 KINDS = {**REQUESTS, **FRAMEWORKS}
 PATIENCE = 120.0  # seconds until the first answer: callgrind is some fifty times slower

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .client import Connection
 from .environment import ROOT
-from .instructions import REQUESTS
+from .instructions import KINDS
 from .servers import free_port
 
 TYPE_CHECKING = False
@@ -74,11 +74,11 @@ def trace_opcodes(opcodes: Counts, calls: Counts) -> None:
 def main() -> None:
     """Serve, count, print."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.bench.opcodes")
-    parser.add_argument("--only", default="hello", choices=REQUESTS)
+    parser.add_argument("--only", default="hello", choices=KINDS)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--lines", type=int, default=40, help="how many functions to print")
     given = parser.parse_args()
-    app, request = REQUESTS[given.only]
+    app, request = KINDS[given.only]
     port = free_port()
     child = os.fork()
     if child == 0:

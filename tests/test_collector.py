@@ -1,0 +1,89 @@
+"""Python's garbage collector is calmed while we serve, where the process is ours, and not else."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import pytest
+
+import selectserve
+from selectserve.garbage import USUAL_THRESHOLD, Collector
+
+pytestmark = pytest.mark.skipif(not USUAL_THRESHOLD, reason="this Python has another collector")
+USUAL = list(USUAL_THRESHOLD)
+APP = """\
+import gc, json
+
+{tuning}
+async def app(scope, receive, send):
+    told = [gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()]
+    await send({{"type": "http.response.start", "status": 200}})
+    await send({{"type": "http.response.body", "body": json.dumps(told).encode()}})
+"""
+
+
+@pytest.fixture
+def ask(serve, tmp_path):
+    """Return a function that serves an app with such options, and tells how it is collected."""
+
+    def told(*options, tuning=""):
+        (tmp_path / "collected.py").write_text(APP.format(tuning=tuning))
+        server = serve("collected:app", "--app-dir", str(tmp_path), "--lifespan", "off", *options)
+        with server.connect() as client:
+            return json.loads(client.get("/").body)
+
+    return told
+
+
+def test_what_start_up_made_is_frozen_and_garbage_is_looked_for_less_often(ask):
+    threshold, frozen, enabled = ask()
+    assert threshold == [5000, *USUAL[1:]]
+    assert frozen > 1000
+    assert enabled
+
+
+def test_a_threshold_of_ones_own(ask):
+    assert ask("--gc-threshold", "70000")[0] == [70000, *USUAL[1:]]
+
+
+def test_each_worker_is_calmed(ask):
+    threshold, frozen, _ = ask("--workers", "2")
+    assert threshold == [5000, *USUAL[1:]]
+    assert frozen > 1000
+
+
+def test_0_leaves_python_as_it_is(ask):
+    assert ask("--gc-threshold", "0") == [USUAL, 0, True]
+
+
+def test_an_app_that_tunes_the_collector_knows_better(ask):
+    assert ask(tuning="gc.set_threshold(123, 4, 5)") == [[123, 4, 5], 0, True]
+
+
+def test_an_app_that_turns_it_off_knows_better(ask):
+    assert ask(tuning="gc.disable()") == [USUAL, 0, False]
+
+
+def test_a_host_program_keeps_its_own():
+    with selectserve.serving():
+        assert list(gc.get_threshold()) == USUAL
+        assert gc.get_freeze_count() == 0
+
+
+def test_a_program_that_goes_on_behind_the_server_gets_it_back():
+    collector = Collector(5000)
+    collector.calm()
+    try:
+        assert gc.get_threshold()[0] == 5000
+        assert gc.get_freeze_count() > 0
+    finally:
+        collector.restore()
+    assert list(gc.get_threshold()) == USUAL
+    assert gc.get_freeze_count() == 0
+    gc.set_threshold(9)
+    try:
+        collector.restore()  # a second time: it is the program's again
+        assert gc.get_threshold()[0] == 9
+    finally:
+        gc.set_threshold(*USUAL)
