@@ -112,6 +112,7 @@ class AsyncioStepper:
                 task = context.run(self.task_class, coro, loop=loop)
                 loop.grabbed_context.run(loop.grabbed)
         except GOES_PAST_TASKS as exc:
+            self.reactor.on_return(exc)
             if task is None:
                 on_done(exc)
                 return FINISHED

@@ -360,7 +360,7 @@ class HTTPConnection:
         service = self.service
         service.cycles -= 1
         if service.on_change is not None:
-            service.on_change()
+            service.on_change(exc)
         if exc is None and cycle.state == "complete":
             return
         if isinstance(exc, KeyboardInterrupt) and service.on_stop is not None:

@@ -17,6 +17,7 @@ from .errors import ConfigError
 from .importer import load_app
 from .logs import error_logger
 from .reactor import Deadline
+from .stray import exit_status
 from .worker import SLATE_SIZE, Channel, Slate, run_worker
 
 TYPE_CHECKING = False
@@ -353,14 +354,6 @@ def describe_exit(code: int) -> str:
     except ValueError:
         name = f"signal {-code}"
     return f"was killed by {name}"
-
-
-def exit_status(exc: SystemExit) -> int:
-    """Return the exit code that Python would end with."""
-    if exc.code is None or isinstance(exc.code, int):
-        return exc.code or 0
-    print(exc.code, file=sys.stderr)
-    return 1
 
 
 def end_process(code: int) -> None:

@@ -134,6 +134,7 @@ class Reactor:
         self.on_turn: Callable[[], object] | None = None  # told when a wait has ended
         self.on_signal: Callable[[int], object] = int  # int(n) is n: nothing
         self.on_fault: Callable[[Exception], object] | None = None  # a bug of ours, to be told
+        self.on_return: Callable[[Any], object] = id  # to us, of the app's; id() is nothing
         self.trace: Tells | None = trace
         self.threads: Any = None  # the pool of run_in_thread, once somebody needs it
         self.wakeup_receiver, self.wakeup_sender = wakeup_pair or socket.socketpair()
@@ -337,6 +338,9 @@ class Reactor:
                 if self.on_fault is None:
                     raise
                 self.on_fault(exc)
+            except BaseException as exc:
+                self.on_return(exc)
+                raise
 
     def stop(self) -> None:
         """End ``run`` after this turn."""

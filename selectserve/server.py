@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from contextvars import copy_context
+from functools import partial
 
 from .access import AccessFormat, RequestIds
 from .aio import load_and_choose
@@ -47,6 +48,7 @@ from .service import Service
 from .signals import RELOAD_SIGNALS, REOPEN_SIGNALS, STOP_SIGNALS, route_signals
 from .sockets import SocketFile, describe_address, open_sockets, unix_name
 from .sources import load_env_file
+from .stray import leave_server, watch_forks
 from .systemd import Notifier
 from .task import current_stepper, release
 from .trace import Tracer
@@ -210,9 +212,11 @@ class Server:
     def run(self) -> int:
         """Serve until stopped; return the exit code. Blocks; installs signal handlers."""
         restore = self.install_signals()
+        forget_forks = watch_forks(partial(leave_server, self))
         try:
             return self.stepper.run(self.main())
         finally:
+            forget_forks()
             restore()
             self.close()
 
@@ -449,7 +453,7 @@ class Server:
             if timer is not None:
                 timer.cancel()
 
-    def wake(self) -> None:
+    def wake(self, _exc: object = None) -> None:
         """Let main look again."""
         if self.waiter is not None:
             release(self.waiter)

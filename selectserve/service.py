@@ -74,7 +74,7 @@ class Service:
         self.cycles = 0  # requests in flight, background work included
         self.requests = 0  # requests begun in all
         self.draining: Draining = ""  # gently: a kept connection may ask once more
-        self.on_change: Callable[[], object] | None = None  # a connection or a request has ended
+        self.on_change: Callable[..., object] | None = None  # a connection or a request has ended
         self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
         self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out
 

@@ -125,6 +125,7 @@ class Task:
         except StopIteration:
             self.finish(None)
         except BaseException as exc:
+            stepper.reactor.on_return(exc)
             self.finish(exc)
         else:
             self.park(trap)
@@ -229,6 +230,7 @@ class NativeStepper:
                 return FINISHED
             except BaseException as exc:
                 self.stepping = False
+                self.reactor.on_return(exc)
                 on_done(exc)
                 return FINISHED
             self.stepping = False
@@ -426,11 +428,14 @@ async def run_in_thread(function: Callable[..., Result], *args: Any) -> Result:
     task that is cancelled meanwhile goes on at once; the thread cannot be stopped.
     """
     stepper = stepper_here()
-    waiter = stepper.waiter()
-    future = thread_pool(stepper.reactor).submit(copy_context().run, function, *args)
-    future.add_done_callback(
-        lambda _future: stepper.reactor.call_from_thread(lambda: release(waiter))
-    )
+    reactor, waiter = stepper.reactor, stepper.waiter()
+
+    def on_done(future: Any) -> None:
+        reactor.on_return(future.exception())
+        reactor.call_from_thread(lambda: release(waiter))
+
+    future = thread_pool(reactor).submit(copy_context().run, function, *args)
+    future.add_done_callback(on_done)
     await waiter
     result: Result = future.result()
     return result

@@ -333,7 +333,7 @@ class WebSocketConnection:
         service = self.service
         service.cycles -= 1
         if service.on_change is not None:
-            service.on_change()
+            service.on_change(exc)
         if exc is not None:
             hint = session.stepper.explain(exc)
             log_app_error(exc, asked_for(session.request, "WebSocket"), hint)
