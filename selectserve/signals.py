@@ -70,5 +70,26 @@ def route_signals(
     previous = [(number, signal.signal(number, take)) for number in numbers]
     reactor.on_signal = act
     if hasattr(os, "register_at_fork"):
+        hold, go_on = hold_back(numbers)
+        os.register_at_fork(before=hold, after_in_parent=go_on)
         os.register_at_fork(after_in_child=leave)
+        os.register_at_fork(after_in_child=go_on)
     return restore
+
+
+def hold_back(numbers: Sequence[int]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return what holds signals back around a fork, and what lets them come.
+
+    One that comes to the child while our handlers are still there would be lost: SIGTERM by
+    multiprocessing's Pool, which then waits for ever.
+    """
+    masks: list[set[int | signal.Signals]] = []  # of threads that are just forking
+
+    def hold() -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+
+    def go_on() -> None:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    return hold, go_on

@@ -102,6 +102,7 @@ def test_a_child_that_is_none_of_our_business(serve, loop):
     server = serve(APP, "--loop", loop)
     with server.connect() as client:
         assert client.get("/own_exit").body == b"9!"
+        assert client.get("/ended_at_once").body == b"-15!"
         assert client.get("/by_multiprocessing").body == b"([3, 2], 3)!"
         assert client.get("/by_subprocess").body == b"(4, 4)!"
         assert client.get("/asyncio_in_child").body == b"9!"
