@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextvars import copy_context
 
+from .aio import GOES_PAST_TASKS
 from .asgi import ASGI_VERSION
 from .logs import log_app_error
 from .task import Parking
@@ -31,8 +32,9 @@ LIFESPAN_SPEC_VERSION = "2.0"
 class Lifespan(Parking):
     """The app's start and end (ASGI lifespan): ``startup`` before the first request.
 
-    ``mode`` is "auto", "on" or "off". In auto an app that raises is taken to know no lifespan;
-    ``asked`` tells whether it had asked for the first message by then.
+    ``mode`` is "auto", "on" or "off". In auto an app that raises is taken to know no lifespan,
+    but for SystemExit and KeyboardInterrupt, which mean what they say; ``asked`` tells whether it
+    had asked for the first message by then.
     """
 
     def __init__(self, stepper: Stepper, mode: str = "auto") -> None:
@@ -105,7 +107,8 @@ class Lifespan(Parking):
         elif exc is not None and self.failure is None:
             self.failure = exc
         if self.status == "starting" and exc is not None:
-            self.change("off" if self.mode == "auto" else "failed")
+            unknown = self.mode == "auto" and not isinstance(exc, GOES_PAST_TASKS)
+            self.change("off" if unknown else "failed")
         elif self.status in ("starting", "running"):
             self.change("off")
         elif self.status == "stopping":

@@ -701,6 +701,26 @@ async def raises_on_startup(scope, receive, send):
     raise RuntimeError("startup code broke")
 
 
+async def exits_at_once(scope, receive, send):
+    raise SystemExit(7)
+
+
+async def exits_on_startup(scope, receive, send):
+    await receive()
+    await Turn()
+    raise SystemExit(7)
+
+
+async def interrupts_at_once(scope, receive, send):
+    raise KeyboardInterrupt
+
+
+async def interrupts_on_startup(scope, receive, send):
+    await receive()
+    await Turn()
+    raise KeyboardInterrupt
+
+
 async def returns_at_once(scope, receive, send):
     return
 
@@ -763,6 +783,10 @@ lifespan_startup_fails = lifespan_app(startup_fails)
 lifespan_startup_fails_quietly = lifespan_app(startup_fails_quietly)
 lifespan_raises_at_once = lifespan_app(raises_at_once)
 lifespan_raises_on_startup = lifespan_app(raises_on_startup)
+lifespan_exits_at_once = lifespan_app(exits_at_once)
+lifespan_exits_on_startup = lifespan_app(exits_on_startup)
+lifespan_interrupts_at_once = lifespan_app(interrupts_at_once)
+lifespan_interrupts_on_startup = lifespan_app(interrupts_on_startup)
 lifespan_returns_at_once = lifespan_app(returns_at_once)
 lifespan_returns_after_startup = lifespan_app(returns_after_startup)
 lifespan_raises_after_startup = lifespan_app(raises_after_startup)

@@ -786,6 +786,19 @@ def test_lifespan_on_makes_an_exception_fatal(app):
     assert "http://" not in done.stderr
 
 
+@pytest.mark.parametrize("loop", ["native", "asyncio"])
+@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize("when", ["at_once", "on_startup"])
+@pytest.mark.parametrize("what", ["exits", "interrupts"])
+def test_an_exit_in_the_startup_is_one(what, when, mode, loop):
+    """To raise one of these is no way to say that there is no lifespan."""
+    app = f"tests.apps:lifespan_{what}_{when}"
+    done = run_server(app, "--port", "0", "--lifespan", mode, "--loop", loop)
+    assert done.returncode == 3 and "lifespan startup failed" in done.stderr
+    assert ("SystemExit: 7" if what == "exits" else "KeyboardInterrupt") in done.stderr
+    assert "http://" not in done.stderr
+
+
 def test_lifespan_off(serve):
     """LS-14."""
     server = serve("tests.apps:lifespan_well_behaved", "--lifespan", "off")
