@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Callable, Optional
 
+    from .asgi import HTTPCycle
     from .http1 import Request
     from .service import Service
 
@@ -32,6 +33,7 @@ ACCESS_FORMATS = {
     "combined": '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',
 }
 ACCESS_TOKEN = re.compile(r"%\((?:\{([^}]+)\}([io])|([a-zA-Z]+))\)s|%%")
+CLIENT_LEFT, CUT_OFF = " (client left)", " (cut off)"  # marks: before the last byte did; by us
 MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -43,15 +45,15 @@ def asked_for(request: Request, method: str = "") -> str:
 class Exchange:
     """One request and its answer, as the log sees them.
 
-    ``ended`` is on the wall clock, ``seconds`` the duration; ``left`` says that the client went
-    before the last byte did.
+    ``ended`` is on the wall clock, ``seconds`` the duration; ``mark`` says who ended it before its
+    last byte had left, "" nobody.
     """
 
     __slots__ = (
         "answer_headers",
         "client",
         "ended",
-        "left",
+        "mark",
         "request",
         "seconds",
         "size",
@@ -66,7 +68,7 @@ class Exchange:
         size: int = 0,
         seconds: float = 0.0,
         answer_headers: Iterable[Iterable[bytes]] = (),
-        left: bool = False,
+        mark: str = "",
     ) -> None:
         self.request = request
         self.client = client
@@ -74,7 +76,7 @@ class Exchange:
         self.size = size
         self.seconds = seconds
         self.answer_headers = answer_headers
-        self.left = left
+        self.mark = mark
         self.ended = 0.0
 
     def header(self, name: bytes) -> str:
@@ -102,6 +104,38 @@ def log_exchange(service: Service, exchange: Exchange) -> None:
         return
     one = exchange
     access_log.write(plain_line(one.request, one.client, one.status, one.size, one.seconds))
+
+
+def log_cycles(
+    service: Service, cycles: list[HTTPCycle], unsent: int, ended: str, eof: bool
+) -> None:
+    """Write the access line of each answer; the last ``unsent`` bytes have never left.
+
+    ``ended`` is the mark of an end that came before them, "" without one; ``eof`` says that the
+    client has ended its side.
+    """
+    access_log = service.access_log
+    if access_log is None:
+        return
+    if unsent:
+        for cycle in reversed(cycles):
+            kept = min(cycle.body_size, unsent)
+            cycle.body_sent -= kept
+            unsent -= kept
+    now = service.reactor.clock()
+    for cycle in cycles:
+        request, client, size = cycle.request, cycle.client, cycle.body_size
+        status = int(cycle.status) or 499  # nginx's number for one that left before an answer
+        took = now - cycle.started_at
+        mark = ended
+        if cycle.state != "complete":
+            mark = CLIENT_LEFT if eof and cycle.disconnected else ended or CUT_OFF
+        if access_log.form is None:
+            access_log.write(plain_line(request, client, status, size, took) + mark)
+        else:
+            headers = cycle.response_headers
+            exchange = Exchange(request, client, status, size, took, headers, mark)
+            access_log.write(access_log.form.line(exchange))
 
 
 def plain_line(request: Request, client: Address, status: int, size: int, seconds: float) -> str:
@@ -225,7 +259,8 @@ def json_fields(exchange: Exchange) -> dict[str, Any]:
         "referer": exchange.header(b"referer"),
         "user_agent": exchange.header(b"user-agent"),
         "request_id": exchange.header(b"x-request-id"),
-        "client_left": exchange.left,
+        "client_left": exchange.mark == CLIENT_LEFT,
+        "cut_off": exchange.mark == CUT_OFF,
     }
     return {name: value for name, value in fields.items() if value not in ("", None, False)}
 

@@ -386,10 +386,11 @@ class HTTPCycle(Parking):
         writer = self.writer
         if self.input == "open" and writer.framing == "held" and self.unread_is_much():
             writer.keep_alive = False  # decided when the head goes out: it has to say so
-        self.transport.write(writer.send(body, more))
-        self.body_sent += len(body)
+        pieces = writer.send(body, more)
+        self.body_sent += len(body)  # before it is lost, perhaps, in the write
         if writer.fault and writer.declared is not None:
             self.body_sent = min(self.body_sent, writer.declared)
+        self.transport.write(pieces)
         if more and not writer.fault:
             self.state = "streaming"
         elif writer.trailers and not writer.fault:

@@ -11,7 +11,7 @@ deadline, for whatever it waits for now; while it waits for nothing but the app,
 
 from __future__ import annotations
 
-from .access import Exchange, asked_for, log_exchange, plain_line
+from .access import CLIENT_LEFT, CUT_OFF, Exchange, asked_for, log_cycles, log_exchange
 from .asgi import MAX_DISCARD, HTTPCycle, request_scope
 from .errors import Cancelled, ProtocolError
 from .handshake import wants_websocket
@@ -118,7 +118,7 @@ class HTTPConnection:
             cycle.on_disconnect()
             self.unlogged.append(cycle)
         if self.unlogged:
-            self.log_requests(gone=True)
+            self.log_requests(CLIENT_LEFT if exc else CUT_OFF)
         if service.on_change is not None:
             service.on_change()
 
@@ -451,10 +451,9 @@ class HTTPConnection:
     def cut(self) -> None:
         """End a response in its middle, so that the client sees that it is not complete."""
         self.transport.drop_file()
-        if self.cycle is not None:
-            self.unlogged.append(self.cycle)
-            self.log_requests()
-        self.cycle = None
+        cycle, self.cycle = self.cycle, None
+        if cycle is not None:
+            self.log_when_sent(cycle)
         if self.writer.framing == "until-close":
             self.transport.flush()  # the answers before this one
             self.transport.abort()  # a clean end would look like a complete body
@@ -543,21 +542,9 @@ class HTTPConnection:
         else:  # it has left already: a large piece at once, or all but an empty last one
             self.log_requests()
 
-    def log_requests(self, gone: bool = False) -> None:
-        """Write an access line for each response whose last byte has left, or whose client has."""
+    def log_requests(self, ended: str = "") -> None:
+        """Write an access line for each response whose last byte has left, or never will."""
         cycles, self.unlogged = self.unlogged, []
-        access_log = self.service.access_log
-        if access_log is None:
-            return
-        left = " (client left)" if gone else ""
-        now = self.service.reactor.clock()
-        for cycle in cycles:
-            request, client, size = cycle.request, cycle.client, cycle.body_size
-            status = int(cycle.status) or 499  # nginx's number for one that left before an answer
-            took = now - cycle.started_at
-            if access_log.form is None:
-                access_log.write(plain_line(request, client, status, size, took) + left)
-            else:
-                headers = cycle.response_headers
-                exchange = Exchange(request, client, status, size, took, headers, gone)
-                access_log.write(access_log.form.line(exchange))
+        if self.service.access_log is not None:
+            unsent = self.transport.out_size if ended else 0
+            log_cycles(self.service, cycles, unsent, ended, self.parser.eof)

@@ -184,7 +184,7 @@ class Transport:
         if self.state != "closed":
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error or ready != LOOK:
-                self.lost(OSError(error, os.strerror(error)) if error else None)
+                self.lost(OSError(error or errno.EPIPE, os.strerror(error or errno.EPIPE)))
 
     def received(self, data: bytes) -> None:
         """Hand ``data`` to the protocol; b"" is the end of the stream."""
@@ -550,7 +550,7 @@ class Transport:
         self.interest = wanted
 
     def lost(self, exc: Exception | None) -> None:
-        """The one way out: release everything, then tell the protocol once."""
+        """The one way out: release everything, then tell the protocol once; None: our wish."""
         if self.state == "closed":
             return
         self.state = "closed"
@@ -562,14 +562,14 @@ class Transport:
         self.blocked = False  # the rest of this turn must not touch the socket
         self.sock.close()
         self.out.clear()
-        self.out_size = 0
         self.drop_file()
         if self.deadline is not None:
             self.deadline.close()
             self.deadline = None
         protocol, self.protocol = self.protocol, NO_PROTOCOL
         on_flushed, self.on_flushed = self.on_flushed, None
-        protocol.connection_lost(exc)
+        protocol.connection_lost(exc)  # which may ask how much never left
+        self.out_size = 0
         if on_flushed is not None:
             on_flushed()
 

@@ -765,6 +765,37 @@ def test_an_answer_that_left_at_once_is_logged_at_once(server, client, tag, end)
     assert "client left" not in line[1]
 
 
+@pytest.mark.parametrize("path", ["big", "endless"])
+@pytest.mark.parametrize("who, mark", [("client", "client left"), ("server", "cut off")])
+def test_an_answer_that_is_not_read_counts_what_has_left(serve, path, who, mark):
+    server = serve(*SERVED, "--timeout-graceful-shutdown", "0.1")
+    size = 1 << 26
+    with server.connect(receive_buffer=4096) as client:
+        client.request("GET", f"/{path}?size={size}")
+        client.read_head()
+        if who == "client":
+            client.reset()
+        else:
+            assert server.stop() == 0
+    line = server.wait_for_access(r'HTTP/1.1" 200 (\d+) [\d.]+ms \((.*)\)')
+    assert 4096 <= int(line[1]) < size and line[2] == mark
+
+
+def test_a_stream_that_the_shutdown_cuts_is_marked(serve):
+    server = serve(*SERVED, "--timeout-graceful-shutdown", "0.1")
+    with server.connect() as client:
+        client.request("GET", "/gated_stream?gate=never")
+        client.read_until(b"first")
+        assert server.stop() == 0
+    assert re.search(r'HTTP/1.1" 200 5 [\d.]+ms \(cut off\)', server.stdout.text())
+
+
+@pytest.mark.parametrize("path", ["raise_mid_body", "return_mid_body"])
+def test_an_answer_that_its_app_breaks_off_is_marked(server, client, path, tag):
+    client.get(f"/{path}?{tag}")
+    server.wait_for_access(rf'{tag} HTTP/1.1" 200 4 [\d.]+ms \(cut off\)')
+
+
 def test_bytes_beyond_the_declared_length_are_not_counted(server, client, tag):
     client.get(f"/too_much?parts=123456789&{tag}")
     server.wait_for_access(rf'{tag} HTTP/1.1" 200 5 ')

@@ -16,7 +16,7 @@ import textwrap
 
 import pytest
 
-from selectserve.access import AccessFormat, Exchange, RequestIds
+from selectserve.access import CLIENT_LEFT, CUT_OFF, AccessFormat, Exchange, RequestIds
 from selectserve.errors import ClientDisconnected, ConfigError
 from selectserve.http1 import Request
 from selectserve.logs import MAX_COMPLAINTS, MAX_KEPT, Complaints, Outlet, is_disconnect
@@ -116,7 +116,7 @@ def test_json():
     request = make_request(
         b"/a?b", (b"host", b"h"), (b"user-agent", b'"\xff'), (b"x-request-id", b"id1")
     )
-    line = line_of("json", request, size=5, seconds=0.0123456, left=True)
+    line = line_of("json", request, size=5, seconds=0.0123456, mark=CLIENT_LEFT)
     assert "\n" not in line
     assert json.loads(line) == {
         "time": json.loads(line)["time"],
@@ -134,6 +134,12 @@ def test_json():
         "request_id": "id1",
         "client_left": True,
     }
+
+
+def test_json_says_who_ended_it():
+    for mark, name in ((CLIENT_LEFT, "client_left"), (CUT_OFF, "cut_off"), ("", "")):
+        fields = json.loads(line_of("json", mark=mark))
+        assert [key for key in fields if fields[key] is True] == [name] * bool(mark)
 
 
 @pytest.mark.parametrize(
