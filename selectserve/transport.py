@@ -299,6 +299,7 @@ class Transport:
                 self.update_interest()
                 self.arm(self.write_timeout)
             else:
+                self.shut_down()
                 self.lost(None)
 
     def linger(self) -> None:
@@ -393,6 +394,7 @@ class Transport:
         if file is not None:
             self.push_file(file)
         elif self.state == "closing":
+            self.shut_down()
             self.lost(None)
         elif self.state == "lingering":
             self.half_close()
@@ -499,16 +501,16 @@ class Transport:
     def half_close(self) -> None:
         """End our side and give the client a moment to read."""
         self.arm(LINGER_TIME)
-        try:
-            self.shut_down()
-        except OSError as exc:
-            self.lost(exc)
+        self.shut_down()
         if not self.reading:  # the client has ended its side too
             self.lost(None)
 
     def shut_down(self) -> None:
-        """Send our FIN."""
-        self.sock.shutdown(socket.SHUT_WR)
+        """Send our FIN: close() alone does not while a fork of the app's has the socket, too."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            self.lost(exc)
 
     def discard(self, data: bytes) -> None:
         """Throw away what the client still says, but not for ever."""

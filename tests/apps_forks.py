@@ -210,6 +210,17 @@ def stays():
     return pid
 
 
+def unseen():
+    """Fork as a library in C does, of which Python learns nothing."""
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    pid = library.fork()
+    while not pid:
+        library.pause()
+    return pid
+
+
 def ended_at_once():
     """Send a child a signal as soon as it is there, as Pool.terminate() may do."""
     EARLY.append(signal.SIGTERM)
@@ -226,6 +237,7 @@ DECENT = {
     for function in (
         ended_at_once,
         stays,
+        unseen,
         own_exit,
         by_multiprocessing,
         by_subprocess,

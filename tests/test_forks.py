@@ -127,3 +127,15 @@ def test_a_child_that_stays_holds_nothing_of_ours(serve):
                 sock.listen()
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_the_end_is_seen_whoever_has_the_socket(serve):
+    """A fork that no hook tells of has it until its own end."""
+    pytest.importorskip("ctypes")
+    server = serve(APP)
+    with server.connect() as client:
+        child = int(client.get("/unseen", "Connection: close").body[:-1])
+        try:
+            assert client.is_closed()
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -264,6 +264,19 @@ def test_a_websocket(serve, pki):
     assert scope["extensions"]["tls"]["tls_version"] == 0x0304
 
 
+def test_the_end_is_seen_whoever_has_the_socket(serve, pki):
+    """As without TLS: what follows the close_notify is the end of TCP's stream, too."""
+    pytest.importorskip("ctypes")
+    server = serve("tests.apps_forks:app", *pki.options("local"))
+    with TLSClient(server.address, client_context(pki)) as client:
+        child = int(client.get("/unseen", "Connection: close").body[:-1])
+        try:
+            client.socket = client.socket.unwrap()
+            assert client.socket.recv(1) == b""
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_there_is_no_tls_extension_without_tls(serve):
     with serve(*SERVED).connect() as client:
         scope = scope_of(client.get("/scope"))

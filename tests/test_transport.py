@@ -408,7 +408,7 @@ def test_after_all_was_sent_no_deadline_is_left():
 def test_close_with_nothing_to_write():
     world = World()
     world.transport.close()
-    assert world.sock.names() == ["close"]
+    assert world.sock.names() == ["shutdown", "close"]
     world.check_gone()
 
 
