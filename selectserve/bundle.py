@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+SHEBANG = b"#!/usr/bin/env python3\n"
 ARCHIVE_MAIN = """\
 import sys
 
@@ -82,9 +83,9 @@ def build_archive(apps: Sequence[str], app_dir: str) -> bytes:
         main = main.replace("[*", '["--app-dir", sys.path[0], *', 1)
     files["__main__.py"] = main.encode()
     stream = BytesIO()
-    stream.write(b"#!/usr/bin/env python3\n")
+    stream.write(SHEBANG)
     with ZipFile(stream, "w") as archive:
-        for name in sorted(files):
+        for name in sorted(files, key=lambda name: (name != "__main__.py", name)):
             info = ZipInfo(name)  # of 1980: the same sources give the same bytes
             info.create_system = 3
             info.external_attr = 0o644 << 16
@@ -92,8 +93,36 @@ def build_archive(apps: Sequence[str], app_dir: str) -> bytes:
     return stream.getvalue()
 
 
+def is_bundle(path: str) -> bool:
+    """Tell whether the file begins as those do that are made here; an empty one will do."""
+    with open(path, "rb") as stream:
+        head = stream.read(200)
+    main = ARCHIVE_MAIN.partition("if")[0].encode()  # of an archive it is the first file
+    return (
+        not head
+        or head.startswith(SHEBANG + b"#\n# selectserve ")
+        or (head.startswith(SHEBANG + b"PK") and main in head)
+    )
+
+
+def check_target(path: str) -> None:
+    """Refuse to write to no file, to a directory, or over what was not made here."""
+    if not path:
+        raise ConfigError("--bundle and --with need a file to write, as in --bundle app.pyz", 2)
+    if os.path.isdir(path) or path.endswith("/"):
+        raise ConfigError(f"--bundle {path}: a directory; name the file to write in it", 2)
+    if os.path.isfile(path) and not is_bundle(path):
+        raise ConfigError(
+            f"--bundle {path} exists, and is no bundle: delete it first, or choose another name", 2
+        )
+
+
 def write_bundle(path: str, apps: Sequence[str], app_dir: str = ".") -> int:
     """Write the single file, or for a name that ends in .pyz an archive; return the exit code."""
+    try:
+        check_target(path)
+    except OSError as exc:
+        raise ConfigError(f"--bundle {path}: {exc.strerror}") from None
     if path.endswith(".pyz"):
         data = build_archive(apps, app_dir)
     elif apps:

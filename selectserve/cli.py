@@ -147,10 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values, origins = read_options(given)
         config = Config(values.pop("app", None), **values)
-        if given.get("bundle"):
-            return write_bundle(given["bundle"], given["apps"], config.app_dir)
+        if "bundle" in given or given["apps"]:
+            return write_bundle(given.get("bundle", ""), given["apps"], config.app_dir)
     except ConfigError as exc:
-        make_parser(__version__).print_usage(sys.stderr)
+        if exc.exit_code == 2:
+            make_parser(__version__).print_usage(sys.stderr)
         print(f"selectserve: error: {exc}", file=sys.stderr)
         return exc.exit_code
     if given.get("print_config"):

@@ -335,11 +335,45 @@ def test_an_archive_holds_whole_packages_and_nothing_else(tmp_path):
         (("--bundle", "x.pyz", "--with", "nosuch:app"), 1, "no module 'nosuch'"),
         (("--bundle", "x.py", "--with", "tests.apps:app"), 2, "ends in .pyz"),
         (("--bundle", "/nosuch/x.py"), 1, "No such file"),
+        (("--bundle", ""), 2, "need a file to write"),
+        (("--with", "tests.apps:app"), 2, "need a file to write"),
+        (("--bundle", "tests"), 2, "tests: a directory; name the file"),
+        (("--bundle", "nosuch/"), 2, "nosuch/: a directory; name the file"),
     ],
 )
 def test_what_cannot_be_made(arguments, code, words):
     done = bundle(*arguments)
     assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+    assert ("usage: " in done.stderr) is (code == 2)
+
+
+FOREIGN = {
+    "app.py": b"#!/usr/bin/env python3\n#\n# My app, served by selectserve 1\n",
+    "notes.txt": b"x",
+    "app.pyz": b"#!/usr/bin/env python3\nPK\x03\x04" + b"\0" * 300 + b"import selectserve\n",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_was_not_made_here_is_not_written_over(tmp_path, name):
+    """`--bundle app.py` for `app.py --bundle …` cost the app."""
+    path = tmp_path / name
+    path.write_bytes(FOREIGN[name])
+    done = bundle("--bundle", str(path))
+    assert done.returncode == 2 and f"{path} exists, and is no bundle: delete it" in done.stderr
+    assert path.read_bytes() == FOREIGN[name]
+
+
+@pytest.mark.parametrize("arguments", [("x.py",), ("x.pyz",), ("x.pyz", "--with", "Shop:app")])
+def test_a_bundle_is_written_over(tmp_path, arguments):
+    """… and an empty file, as mktemp makes it; the archive's own program is its first file."""
+    (tmp_path / "Shop.py").write_text("app = print")
+    path = tmp_path / arguments[0]
+    made = ("--bundle", str(path), *arguments[1:], "--app-dir", str(tmp_path))
+    path.touch()
+    for _ in "twice":
+        done = bundle(*made)
+        assert done.returncode == 0, done.stderr
 
 
 def test_without_an_app_there_is_the_welcome_page(place):
