@@ -203,8 +203,7 @@ def make_context(config: Config, certificate: str, key: str | None) -> SSLContex
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    version = config.ssl_version
-    limit_versions(context, str(int(version)) if isinstance(version, int) else version)
+    limit_versions(context, config.ssl_version)
     # A client that renegotiates makes us do the costly half of a handshake as often as it likes.
     context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     context.set_alpn_protocols(["http/1.1"])
@@ -229,7 +228,7 @@ def make_context(config: Config, certificate: str, key: str | None) -> SSLContex
 def client_demand(config: Config) -> str:
     """Return whether clients show certificates: NONE, OPTIONAL, REQUIRED."""
     reqs = config.ssl_cert_reqs
-    wanted = str(int(reqs)) if isinstance(reqs, int) else reqs.upper().replace("CERT_", "")
+    wanted = reqs.upper().replace("CERT_", "")
     wanted = CERT_REQS.get(wanted, wanted)
     if wanted not in CERT_REQS.values():
         raise ConfigError(f"--ssl-cert-reqs {reqs}: none, optional or required", 2)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOMS = tuple(
     """
-    errors threadless appendix trace config sources material
+    errors threadless appendix trace kinds config sources material
     reactor logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi

@@ -9,6 +9,17 @@ from __future__ import annotations
 import os
 
 from .errors import ConfigError
+from .kinds import (
+    byte_size,
+    count,
+    header_pair,
+    one_text,
+    permissions,
+    positive,
+    seconds,
+    text_of,
+    truth,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +38,26 @@ else:
             return cls
 
 
+# What uvicorn.run() calls some of our options; what it has besides is in Config.__init__.
+UVICORN_NAMES = {
+    "headers": "header",
+    "reload_dirs": "reload_dir",
+    "reload_includes": "reload_include",
+    "reload_excludes": "reload_exclude",
+    "h11_max_incomplete_event_size": "limit_header_size",
+}
+LEVEL_NUMBERS = {50: "critical", 40: "error", 30: "warning", 20: "info", 10: "debug", 5: "trace"}
+COLLECTIONS = (list, tuple, set, frozenset)
+
+
 class Option(Generic[Value]):
     """One option: a descriptor that gives the value, or itself when asked on the class.
 
     ``kind`` makes the value of a string ("flag" options take none on the command line),
     ``choices`` are the strings allowed, ``repeat`` lets the option be given several times.
     ``also`` is another variable that gives it, ``shown`` how the default reads in the help;
-    what is ``code_only`` no string can say: it is for run(); ``any_type`` may also be a table.
+    what is ``code_only`` no string can say: it is for run(); ``any_type`` may also be a table, what
+    has ``commas`` a list.
     """
 
     def __init__(
@@ -51,6 +75,7 @@ class Option(Generic[Value]):
         shown: str = "",
         code_only: bool = False,
         any_type: bool = False,
+        commas: bool = False,
     ) -> None:
         self.default = default
         self.meaning = meaning
@@ -64,6 +89,7 @@ class Option(Generic[Value]):
         self.shown = shown or ("" if default in (None, "", [], -1) else str(default))
         self.code_only = code_only
         self.any_type = any_type
+        self.commas = commas
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -91,13 +117,36 @@ class Option(Generic[Value]):
         """The name in the environment."""
         return "SELECTSERVE_" + self.name.upper()
 
-    def accept(self, value: Any) -> Any:
-        """Return the value of what a program gave: a path as text, text as on the command line."""
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if (self.kind or self.flag) and isinstance(value, str):
-            value = self.read(value, self.name)
-        return value
+    def accept(self, value: Any, where: str = "") -> Any:
+        """Return the value of what a program or a file gave, which is checked as text is."""
+        where = where or self.name
+        if self.repeat:
+            items = value if isinstance(value, COLLECTIONS) else [value]
+            return [
+                one for item in items for one in self.read(self.text_of_one(item, where), where)
+            ]
+        if self.commas and isinstance(value, COLLECTIONS):
+            value = ",".join([text_of(item, where) for item in value])
+        if self.code_only:
+            if not callable(value):
+                raise ConfigError(f"{where}: a function, not {type(value).__name__}", 2)
+            return value
+        if self.any_type and any(hasattr(value, name) for name in ("keys", "readline")):
+            return value  # a table, a ConfigParser or an open file: logging.config takes each
+        if self.name == "log_level" and type(value) is int:
+            value = LEVEL_NUMBERS.get(value, value)
+        if self.name == "fd" and value == self.default:
+            return value
+        text = text_of(value, where, bool(self.kind or self.flag))
+        if self.kind is permissions and isinstance(value, int) and not isinstance(value, bool):
+            text = f"{value:o}"
+        return self.read(text, where)
+
+    def text_of_one(self, item: Any, where: str) -> str:
+        """Return the text of one of several; a header may be a pair."""
+        if self.name == "header" and isinstance(item, (list, tuple)) and len(item) == 2:
+            return ": ".join([text_of(part, where) for part in item])
+        return text_of(item, where)
 
     def read(self, text: str, where: str) -> Any:
         """Make the value of ``text``; raise ConfigError that names ``where``."""
@@ -107,74 +156,14 @@ class Option(Generic[Value]):
             if text.lower() in ("0", "false", "no", "off", ""):
                 return False
             raise ConfigError(f"{where}: {text!r} is neither true nor false", 2)
-        if self.choices and text not in self.choices:
+        if self.choices and text.lower() in self.choices:
+            return text.lower()
+        if self.choices:
             raise ConfigError(f"{where}: {text!r} is not one of {', '.join(self.choices)}", 2)
         try:
             return text if self.kind is None else self.kind(text)
         except ValueError as exc:
             raise ConfigError(f"{where}: {text!r} is not valid: {exc}", 2) from None
-
-
-def seconds(text: str) -> float:
-    """Read a duration in seconds."""
-    value = float(text)
-    if not 0 <= value < 1e9:
-        raise ValueError("a number of seconds, 0 or more")
-    return value
-
-
-def count(text: str) -> int:
-    """Read a whole number, 0 or more."""
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError("a whole number, 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Read a whole number, 1 or more."""
-    if not count(text):
-        raise ValueError("a whole number, 1 or more")
-    return int(text)
-
-
-def byte_size(text: str) -> int:
-    """Read a number of bytes, as in 500M."""
-    number = text.rstrip("kKMGiB")
-    unit = text[len(number) :].rstrip("B").rstrip("i").upper()
-    if len(unit) > 1:
-        raise ValueError("a number of bytes, as in 500M or 2G")
-    return count(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
-
-
-def truth(text: str) -> bool:
-    """Read true or false given as a word."""
-    if text.lower() not in ("true", "false"):
-        raise ValueError("true or false")
-    return text.lower() == "true"
-
-
-def header_pair(text: str) -> tuple[str, str]:
-    """Read ``Name:Value``."""
-    name, colon, value = text.partition(":")
-    name, value = name.strip(), value.strip()
-    if not colon or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError("a header is written Name:Value, its name in letters, digits, - and _")
-    if not value.isprintable():
-        raise ValueError("the value of a header has no control characters")
-    return name, value
-
-
-def permissions(text: str) -> int:
-    """Read file permissions in octal."""
-    value = int(text, 8)
-    if not 0 <= value <= 0o777:
-        raise ValueError("three octal digits, as in 660")
-    return value
-
-
-def one_text(text: str) -> list[str]:
-    """Make a list of one, for options that may be repeated."""
-    return [text]
 
 
 class Config:
@@ -263,14 +252,14 @@ class Config:
         group="tls",
     )
     ssl_keyfile_password = Option("", "password of the key", metavar="TEXT", group="tls")
-    ssl_version: Option[str | int] = Option(
+    ssl_version = Option(
         "",
         "oldest TLS version; =TLSv1.2 means no other, and uvicorn's numbers are understood",
         metavar="TLSv1.2|TLSv1.3",
         group="tls",
         shown="TLSv1.2",
     )
-    ssl_cert_reqs: Option[str | int] = Option(
+    ssl_cert_reqs = Option(
         "none",
         "ask clients for a certificate: none (0), optional (1), required (2)",
         metavar="none|optional|required",
@@ -299,10 +288,11 @@ class Config:
         flag=True,
         group="proxies",
     )
-    forwarded_allow_ips: Option[str | list[str]] = Option(
+    forwarded_allow_ips = Option(
         "127.0.0.1,::1",
         "trusted peers: addresses, networks, unix:, or * for all",
         also="FORWARDED_ALLOW_IPS",
+        commas=True,
         metavar="LIST",
         group="proxies",
     )
@@ -536,18 +526,20 @@ class Config:
 
     def __init__(self, app: Any = None, **values: Any) -> None:
         self.app = app
+        self.values: dict[str, Any] = {}
         known = {option.name: option for option in all_options()}
-        for name, value in values.items():
+        for given, value in values.items():
+            name = UVICORN_NAMES.get(given, given)
+            if name == "http2" and value:
+                raise ConfigError("http2: selectserve speaks HTTP/1.1; a proxy can speak HTTP/2", 2)
+            if name in ("http2", "reset_contextvars"):
+                continue  # each request has a context of its own
             if name not in known:
                 raise ConfigError(f"unknown option {name!r}: see python -m selectserve --help", 2)
-            choices = known[name].choices
-            if choices and value is not None and value not in choices:
-                raise ConfigError(f"{name}: {value!r} is not one of {', '.join(choices)}", 2)
-        self.values = {
-            name: known[name].accept(value)
-            for name, value in values.items()
-            if value is not None  # for uvicorn's callers: None is "not given"
-        }
+            if value is None and name in ("ws_ping_interval", "ws_ping_timeout"):
+                value = 0.0  # uvicorn's word for never
+            if value is not None:  # for uvicorn's callers: None is "not given"
+                self.values[name] = known[name].accept(value, given)
         self.check()
 
     def check(self) -> None:
@@ -565,8 +557,6 @@ class Config:
             raise ConfigError(f"--port {self.port}: ports end at 65535", 2)
         if self.inspect and self.workers > 1:
             raise ConfigError("--inspect shows one process: it goes with --workers 1", 2)
-        if self.workers < 1:
-            raise ConfigError(f"--workers {self.workers}: at least 1", 2)
 
 
 def all_options() -> list[Option[Any]]:

@@ -174,8 +174,8 @@ def set_up_logging(level: str | None, use_colors: bool | None, access_format: st
             logger.propagate = False
 
 
-def load_log_config(given: str | dict[str, Any]) -> None:
-    """Configure logging from a dict, or a .json, .yaml or .ini file; raise ConfigError."""
+def load_log_config(given: Any) -> None:
+    """Configure logging from a .json, .yaml or .ini file, or what such a one says; ConfigError."""
     import json
 
     try:
@@ -185,6 +185,8 @@ def load_log_config(given: str | dict[str, Any]) -> None:
     try:
         if isinstance(given, dict):
             logging.config.dictConfig(given)
+        elif not isinstance(given, str):
+            logging.config.fileConfig(given, disable_existing_loggers=False)
         elif given.endswith(".json"):
             with open(given, encoding="utf-8") as stream:
                 logging.config.dictConfig(json.load(stream))
@@ -198,7 +200,7 @@ def load_log_config(given: str | dict[str, Any]) -> None:
     except ConfigError:
         raise
     except Exception as exc:  # whatever the formatters and handlers named there raise
-        where = "" if isinstance(given, dict) else f" {given}"
+        where = f" {given}" if isinstance(given, str) else ""
         cause = f" ({exc.__cause__})" if exc.__cause__ is not None else ""
         reason = " ".join(f"{exc or type(exc).__name__}{cause}".split())  # configparser's has lines
         raise ConfigError(f"--log-config{where}: {reason}") from None

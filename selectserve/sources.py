@@ -12,8 +12,9 @@ import json
 import re
 from importlib import import_module
 
-from .config import all_options, permissions
+from .config import all_options
 from .errors import ConfigError
+from .kinds import permissions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         if name == "app":
             values["app"] = value
         elif name in known:
-            values[name] = read_value(known[name], value, f"{path}: {key}")
+            values[name] = known[name].accept(value, f"{path}: {key}")
         else:
             raise ConfigError(f"{path}: unknown option {key!r}: {nearest(name, known)}", 2)
     return values
@@ -74,28 +75,6 @@ def find_tomllib() -> Any:
         return import_module("tomllib")
     except ImportError:
         return None
-
-
-def read_value(option: Option[Any], value: Any, where: str) -> Any:
-    """Check a value that a file gives with its type."""
-    if option.repeat:
-        items = value if isinstance(value, list) else [value]
-        texts = [": ".join(map(str, item)) if isinstance(item, list) else item for item in items]
-        return [item for text in texts for item in option.read(as_text(text, where), where)]
-    if option.any_type and not isinstance(value, str):
-        return value
-    if option.kind is permissions and isinstance(value, int):
-        return value  # TOML has octal numbers of its own
-    return option.read(as_text(value, where), where)
-
-
-def as_text(value: Any, where: str) -> str:
-    """Write a scalar as the command line would."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise ConfigError(f"{where}: a text, number or boolean, not {type(value).__name__}", 2)
 
 
 def nearest(name: str, known: Mapping[str, object]) -> str:

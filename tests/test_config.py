@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
+import http
+import io
 import json
+import logging
 import os
 import re
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +18,8 @@ import pytest
 
 from selectserve.config import Config, all_options, environment_values
 from selectserve.errors import ConfigError
+from selectserve.kinds import byte_size, count, permissions, positive, seconds, truth
+from selectserve.logs import load_log_config
 from selectserve.sources import load_env_file, read_config_file, write_config
 
 from .support import DEADLINE, ROOT, run_server
@@ -358,3 +365,126 @@ def test_text_that_a_program_gives_is_read_as_on_the_command_line():
 def test_lists_in_the_environment():
     values = environment_values({"SELECTSERVE_BIND": "a:1, unix:/b", "SELECTSERVE_REUSE_PORT": "1"})
     assert values == {"bind": ["a:1", "unix:/b"], "reuse_port": True}
+
+
+# What no option takes from a program, and what those of a kind do not take.
+NEVER = (b"x", [[]], {1: 2}, object, object(), 1 + 2j, [b"x"], ((),))
+WRONG = {
+    count: (-1, True, 1.5, float("inf"), "x", "", "-1", "1.5", [1]),
+    positive: (-1, 0, True, 1.5, "0", "x"),
+    seconds: (-1, -0.5, True, float("inf"), float("-inf"), float("nan"), 1e9, "x", "nan", [1.0]),
+    byte_size: (-1, True, 1.5, "x", "5X"),
+    permissions: (-1, True, 0o1000, 6.0, "9", "-1"),
+    truth: (1, 0, 1.0, "maybe"),
+}
+WRONG_HERE = {
+    "port": (65536, "65536"),
+    "header": ("no colon", ("a", "b", "c"), [("a",)], [("a", b"b")], [("a", "b\nc")],
+               [("a b", "c")], [("a", "\u2603")], {"a": "b"}),
+    "log_level": ("loud", 7, True, 1.5),
+    "log_config": (True, ["x"]),
+    "ssl_context_factory": ("x", 5),
+}  # fmt: skip
+
+
+def wrong_values(option):
+    """Every value that the option must refuse."""
+    values = list(NEVER)
+    if option.code_only or option.any_type:
+        values = [value for value in NEVER if not callable(value) and type(value) is not dict]
+    if option.flag:
+        values += (2, -1, 1.5, float("nan"), "maybe", [True])
+    elif option.choices:
+        values += (True, 1.5, float("nan"), "perhaps", ["auto"])
+    elif option.kind is None and not option.code_only:
+        values += (True, 1.5, float("nan"))
+    values += (*WRONG.get(option.kind, ()), *WRONG_HERE.get(option.name, ()))
+    return [value for value in values if option.name != "fd" or value != -1]  # its default
+
+
+@pytest.mark.parametrize("option", all_options(), ids=lambda option: option.name)
+def test_a_wrong_value_of_a_program_is_told_as_text_is(option):
+    """It failed where it was used: while serving, at the end of a drain, or never."""
+    for value in wrong_values(option):
+        try:
+            Config(**{option.name: value})
+        except ConfigError as exc:
+            assert re.match(rf"(--)?{option.name}\b.+", str(exc)) and exc.exit_code == 2
+        else:
+            pytest.fail(f"{option.name}={value!r} was taken")
+
+
+@pytest.mark.parametrize("option", all_options(), ids=lambda option: option.name)
+def test_every_default_may_be_given(option):
+    config = Config(**{option.name: option.default})
+    assert getattr(config, option.name) == option.default
+
+
+def test_right_values_of_a_program():
+    config = Config(
+        log_level=logging.WARNING, timeout_body=7, access_log=0, uds_permissions=0o600, inspect=0,
+        bind=("a:1", "b:2"), header=[["X-A", "1"], "X-B: 2"], forwarded_allow_ips=["::1", "unix:"],
+        ssl_cert_reqs=ssl.CERT_REQUIRED, ssl_version=ssl.PROTOCOL_TLS_SERVER, lifespan="OFF",
+        max_worker_memory=5, backlog=http.HTTPStatus.CONTINUE,
+    )  # fmt: skip
+    assert config.log_level == "warning" and config.timeout_body == 7.0
+    assert config.access_log is False and config.uds_permissions == 0o600
+    assert config.bind == ["a:1", "b:2"] and config.header == [("X-A", "1"), ("X-B", "2")]
+    assert config.forwarded_allow_ips == "::1,unix:" and config.lifespan == "off"
+    assert config.ssl_cert_reqs == "2" and config.ssl_version == "17" and config.backlog == 100
+
+
+# -- from a call of uvicorn.run() ------------------------------------------------------------------
+
+UVICORN = {  # the keywords of uvicorn 0.54's run() and Config, and their defaults
+    "host": "127.0.0.1", "port": 8000, "uds": None, "fd": None, "loop": "auto", "http": "auto",
+    "http2": False, "ws": "auto", "ws_max_size": 16777216, "ws_max_queue": 32,
+    "ws_ping_interval": 20.0, "ws_ping_timeout": 20.0, "ws_per_message_deflate": True,
+    "lifespan": "auto", "interface": "auto", "reload": False, "reload_dirs": None,
+    "reload_includes": None, "reload_excludes": None, "reload_delay": 0.25, "workers": None,
+    "env_file": None, "log_config": {"version": 1}, "log_level": None, "access_log": True,
+    "proxy_headers": True, "server_header": True, "date_header": True, "forwarded_allow_ips": None,
+    "root_path": "", "limit_concurrency": None, "backlog": 2048, "limit_max_requests": None,
+    "limit_max_requests_jitter": 0, "timeout_keep_alive": 5, "timeout_graceful_shutdown": None,
+    "timeout_worker_healthcheck": 5, "ssl_keyfile": None, "ssl_certfile": None,
+    "ssl_keyfile_password": None, "ssl_version": 17, "ssl_cert_reqs": 0, "ssl_ca_certs": None,
+    "ssl_ciphers": None, "ssl_context_factory": None, "headers": None, "use_colors": None,
+    "app_dir": None, "factory": False, "h11_max_incomplete_event_size": None,
+    "reset_contextvars": False,
+}  # fmt: skip
+
+
+def test_every_keyword_of_uvicorn_is_taken():
+    assert Config("a:b", **UVICORN).port == 8000
+
+
+def test_uvicorns_names_and_shapes():
+    config = Config(
+        headers=[("X-A", "1")], reload_dirs="src", reload_includes=["*.html"], reload_excludes=[],
+        h11_max_incomplete_event_size=1000, ws_ping_interval=None, ws_ping_timeout=None,
+        reset_contextvars=True, log_level="INFO", log_config=configparser.RawConfigParser(),
+    )  # fmt: skip
+    assert config.header == [("X-A", "1")] and config.reload_dir == ["src"]
+    assert config.reload_include == ["*.html"] and config.reload_exclude == []
+    assert config.limit_header_size == 1000 and config.log_level == "info"
+    assert config.ws_ping_interval == config.ws_ping_timeout == 0
+    with pytest.raises(ConfigError, match="http2: selectserve speaks"):
+        Config(http2=True)
+    with pytest.raises(ConfigError, match="headers: 'x' is not valid"):
+        Config(headers=["x"])
+
+
+@pytest.mark.parametrize("form", ["parser", "file"])
+def test_a_log_config_as_uvicorn_takes_it(form):
+    text = (
+        "[loggers]\nkeys=root\n[handlers]\nkeys=\n[formatters]\nkeys=\n[logger_root]\nhandlers=\n"
+    )
+    parser = configparser.RawConfigParser()
+    parser.read_string(text)
+    given = parser if form == "parser" else io.StringIO(text)
+    handlers = logging.root.handlers[:]
+    try:
+        load_log_config(Config(log_config=given).log_config)
+        assert logging.root.handlers == []
+    finally:
+        logging.root.handlers[:] = handlers

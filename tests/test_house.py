@@ -17,7 +17,7 @@ PACKAGE = ROOT / "selectserve"
 
 # A room stands below everything that it may import. The order is also that of the single file.
 ROOMS = """
-    errors threadless appendix trace config sources material
+    errors threadless appendix trace kinds config sources material
     reactor logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
