@@ -70,27 +70,28 @@ class Listener:
             self.listening = False
             self.reactor.unregister(self.sock)
 
-    def on_connect(self, _ready: int) -> None:
-        """Accept those who wait, but only so many that the others get their turn."""
+    def on_connect(self, _ready: int) -> bool:
+        """Accept those who wait, but only so many that the others get their turn; all: False."""
         for _ in range(MAX_ACCEPTS):
             try:
                 sock, address = self.sock.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as exc:
                 if exc.errno in EXHAUSTED:
                     self.back_off()
-                    return
+                    return False
                 continue  # the client left before it was accepted: ECONNABORTED and the like
             self.accepted(self, sock, address)
             if not self.listening:  # somebody paused or closed us meanwhile
-                return
+                return False
+        return True
 
     def accept_rest(self) -> None:
         """Accept all who wait already: closing the last copy of the socket resets them."""
         for _ in range(1 + self.backlog // MAX_ACCEPTS):
-            if self.listening:
-                self.on_connect(EVENT_READ)
+            if not self.listening or not self.on_connect(EVENT_READ):
+                return
 
     def back_off(self) -> None:
         """Leave the selector for a moment: a level-triggered listener would spin."""

@@ -91,6 +91,16 @@ def test_all_who_wait_are_accepted_but_only_so_many_a_turn():
     assert world.accepted == list(range(MAX_ACCEPTS * 2 + 5))
 
 
+def test_the_rest_is_accepted_and_no_look_is_in_vain():
+    """With --backlog 9999999999 the last look at the queue took minutes."""
+    world = World(range(MAX_ACCEPTS * 2 + 5))
+    world.listener.backlog = 10**11
+    world.listener.start()
+    world.listener.accept_rest()
+    assert len(world.accepted) == MAX_ACCEPTS * 2 + 5
+    assert world.sock.names().count("accept") == MAX_ACCEPTS * 2 + 6
+
+
 def test_a_client_that_left_before_it_was_accepted_is_passed_over():
     gone = OSError(errno.ECONNABORTED, "aborted")
     world = World([gone, 1, gone, 2])
