@@ -132,8 +132,12 @@ class Reloader(Supervisor):
         self.wanted = 1
         self.watcher = Watcher(places, config.reload_include, config.reload_exclude)
         self.waiting = False  # the app cannot be loaded: only a change can help
-        for sock in self.sockets:
-            listen_on(sock, config.backlog)
+        try:
+            for sock in self.sockets:
+                listen_on(sock, config.backlog)
+        except ConfigError:
+            self.release_sockets()
+            raise
 
     def describe(self) -> str:
         """Say in a word what we are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -30,6 +31,18 @@ async def stream(message):
     print("APP streams", file=sys.stderr, flush=True)
     await Event().wait()
 """
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no unix sockets")
+def test_no_socket_file_stays_when_another_address_is_taken(tmp_path):
+    """Which only listening tells: of two sockets that are bound, here both ours."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    path = tmp_path / "socket"
+    twice = ("--bind", address, "--bind", address)
+    done = run_server("tests.tiny:app", "--reload", "--bind", f"unix:{path}", *twice)
+    assert done.returncode == 3 and "the address is in use" in done.stderr
+    assert not path.exists()
 
 
 # -- what counts as a change -----------------------------------------------------------------------
