@@ -288,7 +288,13 @@ def remove_stale(path: str) -> None:
     probe.setblocking(False)  # a server too busy to accept answers EAGAIN at once
     try:
         probe.connect(path)
-    except (ConnectionRefusedError, FileNotFoundError):
+    except FileNotFoundError:
+        pass  # removed meanwhile
+    except ConnectionRefusedError:
+        # Also of a server that has bound it, and listens once its app has started: /proc knows it.
+        state = "00000000 0001 01"
+        if os.path.isabs(path) and proc_inodes("/proc/net/unix", 7, " " + path, 3, state, 6):
+            raise ConfigError(socket_taken(path), 3) from None
         os.unlink(path)
     except BlockingIOError:
         raise ConfigError(socket_taken(path), 3) from None
@@ -332,14 +338,15 @@ def port_inodes(port: int) -> set[str]:
 def proc_inodes(
     file: str, name_at: int, name: str, state_at: int, state: str, inode_at: int
 ) -> set[str]:
-    """Read a table of /proc/net: inodes of the rows whose name and state (a column each) fit."""
+    """Read a table of /proc/net: inodes of the rows whose name and state (columns) fit."""
     found = set()
+    states = state.split()
     try:
         with open(file, encoding="utf-8", errors="surrogateescape") as rows:
             for row in rows:
                 columns = row.split()
-                if len(columns) > max(name_at, inode_at) and columns[state_at] == state:
-                    if columns[name_at].endswith(name):
+                if columns[state_at : state_at + len(states)] == states and columns[name_at:]:
+                    if f" {columns[name_at]}".endswith(name):
                         found.add(columns[inode_at])
     except OSError:
         pass  # not Linux, or not ours to read: the message is only less helpful

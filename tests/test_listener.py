@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import tempfile
 
 import pytest
 
@@ -365,6 +366,40 @@ def test_a_living_server_is_left_alone(path):
         assert e.value.exit_code == 3
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
+
+
+@needs_unix
+@pytest.mark.skipif(not os.path.exists("/proc/net/unix"), reason="this system does not tell")
+def test_a_server_that_does_not_listen_yet_is_left_alone(path):
+    """Its app is starting: who took the path from it would be the only one to be reached."""
+    with open_unix(path) as other:
+        inode = os.stat(path).st_ino
+        with pytest.raises(ConfigError, match="in use by process") as caught:
+            open_unix(path)
+        assert caught.value.exit_code == 3 and os.stat(path).st_ino == inode
+        other.listen()
+
+
+@needs_unix
+def test_who_starts_on_a_longer_path_does_not_hold_this_one():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as dead:
+        os.makedirs(folder + folder)
+        dead.bind(f"{folder}/s")
+        dead.close()
+        with open_unix(f"{folder}{folder}/s"):
+            open_unix(f"{folder}/s").close()
+
+
+@needs_unix
+def test_who_serves_old_clients_only_does_not_hold_the_path(path):
+    """What it has accepted bears the name in /proc, too."""
+    with open_unix(path) as old, socket.socket(socket.AF_UNIX) as client:
+        old.listen()
+        client.connect(path)
+        accepted, _ = old.accept()
+        old.close()
+        with accepted, open_unix(path) as new:
+            new.listen()
 
 
 @needs_unix
