@@ -45,6 +45,9 @@ def load_app(target: Any, app_dir: str = ".", factory: bool = False) -> Any:
             if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
                 raise ConfigError(f"--factory: {target!r} cannot be called: {exc}") from None
             raise
+        if hasattr(app, "cr_code"):
+            app.close()
+            raise ConfigError(f"--factory: {target!r} is async: a factory is called, not awaited")
     if not callable(app):
         raise ConfigError(f"app {target!r} is not callable but {type(app).__name__}")
     return app
@@ -86,13 +89,34 @@ def is_coroutine_function(function: Any) -> bool:
     return bool(code is not None and code.co_flags & COROUTINE_FUNCTION)
 
 
+def takes_all(app: Any) -> bool:
+    """Tell whether scope, receive and send can be given at once, and scope alone cannot."""
+    import inspect
+
+    for follow in (False, True):  # itself, then what functools.wraps says it stands for
+        try:
+            give = inspect.signature(app, follow_wrapped=follow).bind
+        except (TypeError, ValueError):  # it has none
+            return False
+        fits = []
+        for number in (1, 3):
+            try:
+                give(*range(number))
+            except TypeError:
+                continue
+            fits.append(number)
+        if len(fits) == 1:
+            return fits == [3]
+    return False
+
+
 def detect_interface(app: Any) -> str:
-    """Tell ASGI 3 from ASGI 2, by the rules of asgiref."""
+    """Tell ASGI 3 from ASGI 2: by asgiref's rules, and what is not async by its parameters."""
     if getattr(app, "_asgi_single_callable", False):
         return "asgi3"
     if getattr(app, "_asgi_double_callable", False) or isinstance(app, type):
         return "asgi2"
-    if is_coroutine_function(app) or is_coroutine_function(type(app).__call__):
+    if is_coroutine_function(app) or is_coroutine_function(type(app).__call__) or takes_all(app):
         return "asgi3"
     return "asgi2"
 

@@ -641,8 +641,36 @@ not_callable = 42
 
 
 def plain_function(scope, receive, send):
-    """A plain function that returns an awaitable: served with ``--interface asgi3`` only."""
+    """A plain function that returns an awaitable."""
     return app(scope, receive, send)
+
+
+@functools.wraps(app)
+def wrapper(*args, **kwargs):
+    """A plain function that stands for another, as decorators make it."""
+    return app(*args, **kwargs)
+
+
+class PlainInstance:
+    """An ASGI 3 app as an instance whose call is not async."""
+
+    def __call__(self, scope, receive, send, more=None):
+        return app(scope, receive, send)
+
+
+plain_instance = PlainInstance()
+partial_wrapper = functools.partial(wrapper)
+partial_named = functools.partial(plain_function)
+
+
+@functools.wraps(app)
+def wrapping_double_function(scope):
+    """An ASGI 2 app, whatever it says that it stands for."""
+    return ClassApp(scope).__call__
+
+
+async def async_factory():
+    return app
 
 
 def make_app():

@@ -55,7 +55,13 @@ def scope_of(client, target="/scope", *headers, **options):
         ("partial_instance", ()),
         ("callable_instance.method", ()),
         ("make_app", ("--factory",)),
+        ("plain_function", ()),
         ("plain_function", ("--interface", "asgi3")),
+        ("wrapper", ()),
+        ("plain_instance", ()),
+        ("plain_instance.__call__", ()),
+        ("partial_wrapper", ()),
+        ("partial_named", ()),
     ],
 )
 def test_shapes_of_asgi_3_apps(serve, app, more):
@@ -65,7 +71,7 @@ def test_shapes_of_asgi_3_apps(serve, app, more):
         assert scope_of(client)["asgi"]["version"] == "3.0"
 
 
-@pytest.mark.parametrize("app", ["ClassApp", "double_function"])
+@pytest.mark.parametrize("app", ["ClassApp", "double_function", "wrapping_double_function"])
 @pytest.mark.parametrize("more", [(), ("--interface", "asgi2")])
 def test_asgi_2_apps(serve, app, more):
     """AP-07, AP-08: called with the scope, then awaited with receive and send."""

@@ -218,6 +218,13 @@ def test_a_factory_that_raises():
     assert "selectserve/" not in done.stderr
 
 
+def test_an_async_factory():
+    """It is called: its coroutine would be awaited by nobody, and Python say so at some time."""
+    done = run_server("tests.apps:async_factory", "--factory")
+    fails_plainly(done, 1, "--factory: 'tests.apps:async_factory' is async")
+    assert "RuntimeWarning" not in done.stderr
+
+
 @pytest.mark.parametrize("family, host", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_a_port_in_use(family, host):
     """PR-04: uvicorn's exit code, one line that names the port."""
