@@ -41,8 +41,11 @@ class HostedServer(Server):
         reactor = Reactor()
         try:
             super().__init__(config, reactor)
-        except BaseException:
+        except BaseException as exc:
             reactor.close()
+            if isinstance(exc, SystemExit):
+                reason = f"the app {config.app!r} has called exit({exc.code!r}) while it was loaded"
+                raise ConfigError(reason) from exc
             raise
         self.on_serving = on_serving
         self.failure: BaseException | None = None  # why it does not serve

@@ -114,9 +114,15 @@ def test_what_the_module_of_the_app_raises_is_raised(start, tmp_path, monkeypatc
     (tmp_path / "crooked.py").write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError):
         start("crooked:app")
+
+
+@pytest.mark.parametrize("start", [selectserve.serving, selectserve.by_hand])
+def test_a_module_that_ends_the_program_does_not_end_the_host(start, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "leaving.py").write_text("import sys; sys.exit(7)\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(selectserve.ConfigError, match=r"'leaving:app' has called exit\(7\)") as e:
         start("leaving:app")
+    assert isinstance(e.value.__cause__, SystemExit)
 
 
 def test_a_lifespan_runs_to_its_end():
