@@ -48,6 +48,8 @@ MAX_KEPT = 262144  # bytes of log lines that wait for a reader
 RETRY_DELAY = 0.25  # seconds until a full stream is tried again
 MAX_COMPLAINTS = 10  # lines a second about what clients do wrong
 LEVEL_COLOURS = {"DEBUG": 36, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}
+# What nobody raises to say that a client has left: raised while that was handled, it is a bug.
+BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
 CONTROL[ord("\\")] = "\\\\"
 
@@ -365,6 +367,8 @@ def is_disconnect(exc: BaseException | None, removes: int = 10) -> bool:
     group = getattr(exc, "exceptions", None)
     if group and isinstance(group, tuple):  # of a TaskGroup; it may be what its part was raised in
         return all(is_disconnect(part, removes - 1) for part in group)
+    if exc.__cause__ is None and type(exc).__module__ == "builtins" and isinstance(exc, BUGS):
+        return False
     return is_disconnect(exc.__cause__ or exc.__context__, removes - 1)
 
 

@@ -220,6 +220,18 @@ async def open_gate(scope, receive, send):
 
 
 @route
+async def bug_after_disconnect(scope, receive, send):
+    """Handle the exception of send() with a bug."""
+    await read_body(receive)
+    note(scope, "begun")
+    await receive()
+    try:
+        await respond(send, b"too late")
+    except OSError:
+        undefined  # noqa: B018, F821
+
+
+@route
 async def gated(scope, receive, send):
     """Answer when the gate opens."""
     note(scope, "begun")

@@ -250,6 +250,34 @@ def test_a_disconnect_is_known_at_any_remove():
     assert not is_disconnect(other) and not is_disconnect(other.__context__)
 
 
+class Left(LookupError):
+    """What a framework calls it."""
+
+
+@pytest.mark.parametrize("made", [AttributeError, KeyError, TypeError, UnboundLocalError])
+def test_a_bug_in_what_handles_a_disconnect_is_none(made):
+    """… which Python calls its context; what was raised from it, or is of a framework, says it."""
+    gone = ClientDisconnected("gone")
+    bug = made("of the app")
+    bug.__context__ = gone
+    for exc in (bug, framed(bug), Group(gone, bug)):
+        assert not is_disconnect(exc)
+    for exc in (Left(), RuntimeError("the stream has ended"), OSError(), Exception()):
+        exc.__context__ = gone
+        assert is_disconnect(exc)
+    bug.__cause__ = gone
+    assert is_disconnect(bug)
+
+
+def test_a_bug_after_a_disconnect_is_logged(serve, tag):
+    server = serve("tests.apps:app")
+    with server.connect() as client:
+        client.request("GET", f"/bug_after_disconnect?{tag}")
+        server.wait_for_log(f"APP {tag} begun")
+    server.wait_for_log("NameError: name 'undefined' is not defined")
+    assert "ClientDisconnected" in server.log_text()
+
+
 # -- request ids -----------------------------------------------------------------------------------
 
 
