@@ -399,7 +399,7 @@ class HTTPConnection:
         import logging  # here, so that to import the single file does not load it
 
         exc.__traceback__ = exc.__context__ = None  # frames hold the parser, which keeps exc
-        level = logging.DEBUG if self.parser.eof else logging.WARNING
+        level = logging.DEBUG if exc.reason.startswith("the client closed") else logging.WARNING
         self.service.complaints.log(level, f"{self.transport.peer_name}: {exc.status} {exc.reason}")
         request = self.parser.request
         cycle = self.cycle

@@ -837,3 +837,19 @@ def test_a_level_nobody_asked_for_uses_up_no_lines(complaints, caplog):
             complaints.log(logging.INFO, "not asked for")
         complaints.log(logging.WARNING, "asked for")
     assert caplog.messages == ["asked for"]
+
+
+def test_a_broken_request_is_told_though_the_client_has_said_its_last(serve, tag):
+    """… but not one that was only cut off: clients leave when they like."""
+    server = serve("tests.apps:app", "--log-level", "info")
+    for rest in (b"BAD\r\n\r\n", b"GET / HTTP/1.1\r\nHo"):
+        with server.connect() as client, server.connect() as other:
+            client.request("GET", f"/gated?gate={tag}{len(rest)}")
+            server.wait_for_log(f"APP gate={tag}{len(rest)} begun")
+            client.send(rest)
+            client.half_close()
+            assert other.get(f"/open_gate?gate={tag}{len(rest)}").status == 200
+            assert client.read_response().status == 200
+            assert client.read_response().status == 400
+    log = server.complete_log()
+    assert log.count("WARNING") == 1 and "400 invalid request line b'BAD'" in log, log
