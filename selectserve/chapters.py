@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 
+from .appendix import defined_names
 from .errors import ConfigError
 
 TYPE_CHECKING = False
@@ -50,7 +51,7 @@ EXPLAINED = frozenset("listener server response task asgi session websocket".spl
 # What a small Python may lack: a chapter that imports it without need would take all others along.
 GUARDED = frozenset("ssl asyncio zlib threading multiprocessing ctypes hashlib mmap".split())
 WIDTH = 100
-PACKED_WIDTH = 180  # of what nobody reads: the end of each line is a byte
+PACKED_WIDTH = 500  # of what nobody reads: the end of each line is a byte
 LICENCE = """\
 MIT License
 
@@ -357,7 +358,7 @@ class Chapter:
     def entry(self) -> str:
         """Return what the appendix wants to know of a chapter."""
         needs = sorted(set(self.siblings.values()) - AT_ONCE)
-        names = {name.replace("__getattr__", f"find_in_{self.room}") for name in self.names}
+        names = self.names.keys() - defined_names(self.text())
         return f"{self.room}:{' '.join(needs)}:{' '.join(sorted(names))}"
 
     def packed(self) -> str:
