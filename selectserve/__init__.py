@@ -17,8 +17,9 @@ The life of a request, by the names of those who live it:
     read, becomes a `task.Task` parked on a `task.Waiter`; `task.Task.step` goes on with it. What
     it sends is framed by `response.ResponseWriter.send` and gathered by
     `transport.Transport.write`. With the last piece `connection.HTTPConnection.response_complete`
-    makes ready for the next request, and at the end of the turn `transport.Transport.flush` sends
-    all that was gathered. (An app that imports asyncio has an `aio.AsyncioStepper` instead.)
+    makes ready for the next request; `transport.Transport.flush` sends all that was gathered, at
+    once when the turn has little else to do, else at its end. (An app that imports asyncio has an
+    `aio.AsyncioStepper` instead.)
 """
 
 from __future__ import annotations

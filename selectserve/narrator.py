@@ -13,14 +13,16 @@ from .watchdog import is_of_the_app, line_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
     from types import FrameType
-    from typing import Any
+    from typing import Any, Callable
 
     from .asgi import Message, Receive, Scope, Send
     from .reactor import Reactor
     from .service import Service, StepApp
     from .trace import Tells
+
+    Event = tuple[Any, int]  # a SelectorKey and what is ready
 
 READY_WORDS = {
     0: "gone",
@@ -39,6 +41,20 @@ def narrate(reactor: Reactor, service: Service, trace: Tells) -> None:
     service.app = tell_app(service.app, trace)
 
 
+class InTurn:
+    """What a selector returned; ``tell`` hears of each just before its handler runs."""
+
+    def __init__(self, events: Any, tell: Callable[[Event], Event]) -> None:
+        self.events = events
+        self.tell = tell
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return map(self.tell, self.events)
+
+
 class ToldSelector:
     """A selector that tells of each descriptor before its handler is called."""
 
@@ -49,12 +65,12 @@ class ToldSelector:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.selector, name)
 
-    def select(self, timeout: float | None = None) -> Iterable[tuple[Any, int]]:
+    def select(self, timeout: float | None = None) -> Any:
         """Wait; whoever goes through the result hears of each in its turn."""
-        events: list[tuple[Any, int]] = self.selector.select(timeout)
-        return map(self.tell, events) if self.trace else events
+        events = self.selector.select(timeout)
+        return InTurn(events, self.tell) if self.trace else events
 
-    def tell(self, event: tuple[Any, int]) -> tuple[Any, int]:
+    def tell(self, event: Event) -> Event:
         """Tell of one, just before its handler runs."""
         key, ready = event
         subject = getattr(key.data, "__self__", None)

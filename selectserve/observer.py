@@ -15,11 +15,11 @@ from bisect import bisect_left
 from collections import deque
 from functools import partial
 
+from .narrator import InTurn
 from .reactor import EVENT_READ, Deadline, Reactor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Any, Callable, Literal
 
     from .asgi import Receive, Scope, Send
@@ -288,13 +288,13 @@ class ObservedSelector:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inside, name)
 
-    def select(self, timeout: float | None = None) -> Iterable[tuple[Any, int]]:
+    def select(self, timeout: float | None = None) -> InTurn:
         """Wait, and time it."""
         real = self.observer.real
         began = real()
         events = self.inside.select(timeout)
         self.observer.turn.add("wait", real() - began)
-        return map(self.next_handler, events)
+        return InTurn(events, self.next_handler)
 
     def next_handler(self, event: tuple[Any, int]) -> tuple[Any, int]:
         """End the handler before this one, and begin."""

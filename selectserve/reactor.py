@@ -38,6 +38,7 @@ MAX_PATIENCE = 86400.0  # select() refuses what does not fit a C int of millisec
 PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without waiting
 UNHEARD_INTERVAL = 1.0  # seconds, where the selector does not tell of hang-ups unasked
 LONG_TURN = 0.005  # seconds: what was written leaves before the next handler then
+FEW = 2  # with so many things to do in a turn, answers leave at once: see response_complete
 LOOK = 4  # a mask: it may be gone, look
 MIN_CANCELLED = 64  # below it, cancelled timers are left to come up by themselves
 
@@ -125,6 +126,7 @@ class Reactor:
         self.now = clock()
         self.ready: deque[Callable[[], object]] = deque()
         self.unflushed: list[Flushable] = []
+        self.few = False  # there is little to do in this turn
         self.timers: list[tuple[float, int, Timer]] = []  # tuples are compared in C
         self.timer_numbers = itertools.count()
         self.cancelled_timers = 0
@@ -293,6 +295,7 @@ class Reactor:
         self.now = self.clock()
         if self.on_turn is not None:
             self.on_turn()
+        self.few = len(events) + len(self.ready) <= FEW
         unflushed, clock, long = self.unflushed, self.clock, self.now + LONG_TURN
         for key, ready in events:
             if unflushed and clock() > long:

@@ -1,9 +1,9 @@
 """transport: moves the bytes of one connection, and never waits for them.
 
 A transport reads when the socket is readable and calls its protocol (``data_received``,
-``eof_received``); what the protocol writes is gathered and leaves once, at the end of the turn.
-Only after a short write does it ask for EVENT_WRITE. Two watermarks turn a full buffer into
-back-pressure (``pause_writing``, ``resume_writing``). There is one way out, ``lost``, whatever
+``eof_received``); what that writes is gathered, and leaves at the end of the turn at the
+latest. Only after a short write does it ask for EVENT_WRITE. Two watermarks turn a full buffer
+into back-pressure (``pause_writing``, ``resume_writing``). There is one way out, ``lost``, whatever
 happened, and it releases everything (but ``detach``, which hands the socket on):
 
     open -> closing (flush what is left) | lingering (so that it is read, too) -> closed

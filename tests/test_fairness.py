@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selectserve.connection import PIPELINE_BURST
+from selectserve.reactor import FEW
 
 from .simulation.world import Link
 from .test_deadlines import GET, Stage, hello
@@ -51,6 +52,26 @@ def play(app, clients, turns):
     turn_again()
     stage.play()
     return clients
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3, 10])
+def test_an_answer_leaves_while_its_app_still_runs_when_there_are_few(clients):
+    log = []
+
+    async def app(scope, receive, send):
+        await hello(scope, receive, send)
+        log.append("app")
+
+    stage = Stage(app)
+    links = [Link(stage.world, 1 << 30) for _ in range(clients)]
+    for link in links:
+        link.on_outbound = lambda link=link: link.server_ended or log.append("answer")
+        link.say(GET.replace(b"Host", b"Connection: close\r\nHost"))
+    stage.world.gate.backlog += links
+    stage.play()
+    at_once = ["answer", "app"] * clients
+    together = ["app"] * clients + ["answer"] * clients
+    assert log == (at_once if clients <= FEW else together)
 
 
 @pytest.mark.parametrize("greedy", [1, 10])
