@@ -3,8 +3,9 @@
 CPython's collector looks at young objects after every few hundred that are made, and now and then
 at all there are: the modules, routes and models of a framework, too, that live as long as the
 process. With FastAPI's sync endpoints that took a sixth of the time. So what is there when serving
-begins is frozen, no collection looks at it any more (``gc.freeze``), and the others come less
-often. A server in somebody else's program leaves all this to its host.
+begins is frozen, no collection looks at it any more (``gc.freeze``; nor does who asks
+``gc.get_objects``), and the others come less often. A server in somebody else's program leaves all
+this to its host.
 """
 
 from __future__ import annotations
