@@ -40,6 +40,7 @@ UNHEARD_INTERVAL = 1.0  # seconds, where the selector does not tell of hang-ups 
 LONG_TURN = 0.005  # seconds: what was written leaves before the next handler then
 FEW = 2  # with so many things to do in a turn, answers leave at once: see response_complete
 LOOK = 4  # a mask: it may be gone, look
+MAX_FAULTS = 20  # in a row
 MIN_CANCELLED = 64  # below it, cancelled timers are left to come up by themselves
 
 
@@ -331,14 +332,18 @@ class Reactor:
         """Turn until ``stop``.
 
         What a handler raises is a bug. It has ended its turn, but nothing is lost: what was
-        ready then is still ready, and the queues are as they were.
+        ready then is still ready, and the queues are as they were. But when turn after turn ends so
+        (an app has closed the selector's descriptor) that is raised: nothing goes on any more.
         """
         self.running = True
+        faults = 0
         while self.running:
             try:
                 self.tick()
+                faults = 0
             except Exception as exc:
-                if self.on_fault is None:
+                faults += 1
+                if self.on_fault is None or faults > MAX_FAULTS:
                     raise
                 self.on_fault(exc)
             except BaseException as exc:

@@ -15,6 +15,7 @@ from selectserve.reactor import (
     EVENT_READ,
     EVENT_WRITE,
     LOOK,
+    MAX_FAULTS,
     MAX_PATIENCE,
     MIN_CANCELLED,
     NEVER,
@@ -612,6 +613,35 @@ def test_a_fault_is_told_and_costs_nobody_else_a_turn(world):
     reactor.call_soon(reactor.stop)
     reactor.run()
     assert world.log == ["ZeroDivisionError('of ours')", "next"]
+
+
+def test_faults_without_end_are_raised(world):
+    reactor = world.reactor
+    reactor.on_fault = lambda exc: world.log.append(repr(exc))
+
+    def broken(_timeout):
+        raise OSError(9, "Bad file descriptor")
+
+    world.selector.select = broken
+    with pytest.raises(OSError):
+        reactor.run()
+    assert world.log == ["OSError(9, 'Bad file descriptor')"] * MAX_FAULTS
+
+
+def test_faults_with_good_turns_between_go_on(world):
+    reactor = world.reactor
+    reactor.on_fault = world.log.append
+
+    def broken():
+        reactor.call_soon(reactor.stop if len(world.log) == 3 * MAX_FAULTS else good)
+        raise ZeroDivisionError("of ours")
+
+    def good():
+        reactor.call_soon(broken)
+
+    good()
+    reactor.run()
+    assert len(world.log) == 3 * MAX_FAULTS + 1
 
 
 def test_a_fault_nobody_wants_to_hear_of_is_raised(world):
