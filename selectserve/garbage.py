@@ -19,7 +19,7 @@ class Collector:
     """Python's garbage collector, ``calm`` while we serve; ``restore`` may be called always."""
 
     def __init__(self, threshold: int) -> None:
-        self.threshold = threshold
+        self.threshold = min(threshold, 2**31 - 1)  # a C int
         self.calmed = False
 
     def calm(self) -> None:

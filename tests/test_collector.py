@@ -47,6 +47,10 @@ def test_a_threshold_of_ones_own(ask):
     assert ask("--gc-threshold", "70000")[0] == [70000, *USUAL[1:]]
 
 
+def test_one_too_large_for_python_is_its_largest(ask):
+    assert ask("--gc-threshold", str(2**40))[0] == [2**31 - 1, *USUAL[1:]]
+
+
 def test_each_worker_is_calmed(ask):
     threshold, frozen, _ = ask("--workers", "2")
     assert threshold == [5000, *USUAL[1:]]
