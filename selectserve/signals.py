@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextvars import ContextVar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Callable
+    from typing import Any, Callable
 
     from .reactor import Reactor
 
@@ -37,6 +38,7 @@ def route_signals(
     for number in list(numbers):  # under nohup a hang-up is to mean nothing at all
         if number.name in RELOAD_SIGNALS and signal.getsignal(number) == signal.SIG_IGN:
             numbers.remove(number)
+    home = os.getpid()
     taken: list[signal.Signals] = []  # by our handlers, and not acted on yet
 
     def act(_number: int = 0) -> None:
@@ -44,6 +46,9 @@ def route_signals(
             on_signal(taken.pop(0))
 
     def take(number: int, _frame: object) -> None:
+        if os.getpid() != home and number != signal.SIGINT:
+            leave()
+            return os.kill(os.getpid(), number)
         # A byte alone may be of a process that the app has forked: that has the pair, too.
         taken.append(signal.Signals(number))
         if len([one for one in taken if one.name in STOP_SIGNALS]) > 2:
@@ -59,8 +64,11 @@ def route_signals(
     def leave() -> None:
         # A fork of the app's obeys its signals, but for Ctrl-C, which goes to all: we may need it.
         if previous:
-            give_back(signal.SIGINT)
-            signal.set_wakeup_fd(-1)
+            try:
+                give_back(signal.SIGINT)
+                signal.set_wakeup_fd(-1)
+            except ValueError:
+                pass  # PyPy allows it in no thread's fork before the hooks have run: see take
 
     def restore() -> None:
         give_back()
@@ -71,8 +79,7 @@ def route_signals(
     reactor.on_signal = act
     if hasattr(os, "register_at_fork"):
         hold, go_on = hold_back(numbers)
-        os.register_at_fork(before=hold, after_in_parent=go_on)
-        os.register_at_fork(after_in_child=leave)
+        os.register_at_fork(before=hold, after_in_parent=go_on, after_in_child=leave)
         os.register_at_fork(after_in_child=go_on)
     return restore
 
@@ -83,13 +90,12 @@ def hold_back(numbers: Sequence[int]) -> tuple[Callable[[], None], Callable[[], 
     One that comes to the child while our handlers are still there would be lost: SIGTERM by
     multiprocessing's Pool, which then waits for ever.
     """
-    masks: list[set[int | signal.Signals]] = []  # of threads that are just forking
+    mask: ContextVar[Any] = ContextVar("mask")  # each thread that is just forking has its own
 
     def hold() -> None:
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+        mask.set(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
 
     def go_on() -> None:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask.get())
 
     return hold, go_on

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import selectserve
 
@@ -232,10 +233,17 @@ def ended_at_once():
     return became(pid)
 
 
+def ended_in_thread():
+    """Fork in a thread, and send the child a signal."""
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(ended_at_once).result()
+
+
 DECENT = {
     function.__name__: function
     for function in (
         ended_at_once,
+        ended_in_thread,
         stays,
         unseen,
         own_exit,

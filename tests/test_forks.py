@@ -6,8 +6,11 @@ import os
 import re
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from selectserve.signals import hold_back
 
 from .support import DEADLINE, RawClient
 from .test_websocket_e2e import TEXT, WebSocketClient
@@ -103,6 +106,7 @@ def test_a_child_that_is_none_of_our_business(serve, loop):
     with server.connect() as client:
         assert client.get("/own_exit").body == b"9!"
         assert client.get("/ended_at_once").body == b"-15!"
+        assert client.get("/ended_in_thread").body == b"-15!"
         assert client.get("/by_multiprocessing").body == b"([3, 2], 3)!"
         assert client.get("/by_subprocess").body == b"(4, 4)!"
         assert client.get("/asyncio_in_child").body == b"9!"
@@ -139,3 +143,17 @@ def test_the_end_is_seen_whoever_has_the_socket(serve):
             assert client.is_closed()
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_threads_that_fork_at_once_get_their_own_masks_back():
+    hold, go_on = hold_back([signal.SIGTERM])
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread, blocked in ((one, [signal.SIGUSR2]), (other, [])):
+            thread.submit(signal.pthread_sigmask, signal.SIG_SETMASK, blocked).result()
+        for thread, what in ((one, hold), (other, hold), (one, go_on), (other, go_on)):
+            thread.submit(what).result()
+        masks = [
+            thread.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
+            for thread in (one, other)
+        ]
+    assert masks == [{signal.SIGUSR2}, set()]
