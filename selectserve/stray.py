@@ -80,6 +80,8 @@ def leave_server(server: Server) -> None:
     kept = [stepper.tasks for stepper in steppers]
     for stepper in steppers:
         stepper.tasks = StrayTasks()
+        if hasattr(stepper, "loop"):
+            stepper.loop.call_soon_threadsafe = hear_thread
     selector: Any = StraySelector(reactor.selector, reactor.timers, kept)
     reactor.selector, reactor.timers = selector, []
     reactor.unflushed.clear()
@@ -94,6 +96,13 @@ def leave_server(server: Server) -> None:
         transport.sock.close()
     for listener in server.listeners:
         listener.sock.close()
+
+
+def hear_thread(callback: Any, *args: Any, context: Any = None) -> None:
+    """End where a thread of asyncio's or anyio's has done its work: it would wait for more."""
+    if getattr(callback, "__name__", "") in ("_set_state", "_report_result"):
+        exc = args[-1]
+        end_stray(exc.exception() if hasattr(exc, "exception") else exc)
 
 
 def end_stray(exc: BaseException | None = None) -> NoReturn:

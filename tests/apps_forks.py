@@ -58,6 +58,13 @@ async def app(scope, receive, send):
     if way == "threads":
         await respond(send, str(await selectserve.run_in_thread(fork_and_exit)).encode())
         return
+    if way.startswith("executor_"):
+        import asyncio
+
+        fork = {"executor_leaves": fork_and_exit, "executor_returns": fork_and_return}[way]
+        future = asyncio.get_running_loop().run_in_executor(None, fork)
+        await respond(send, str(await future).encode())
+        return
     if way in DECENT:
         await respond(send, str(DECENT[way]()).encode())
         return
@@ -92,6 +99,12 @@ def fork_and_exit():
     if not pid:
         sys.exit(7)
     return became(pid)
+
+
+def fork_and_return():
+    """Fork; the child comes back, too."""
+    pid = os.fork()
+    return became(pid) if pid else None
 
 
 def wsgi(environ, start_response):

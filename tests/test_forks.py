@@ -7,10 +7,12 @@ import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from selectserve.signals import hold_back
+from selectserve.stray import hear_thread
 
 from .support import DEADLINE, RawClient
 from .test_websocket_e2e import TEXT, WebSocketClient
@@ -56,6 +58,16 @@ def test_a_child_that_comes_back_is_ended(serve, way, options):
     assert len(re.findall(CAME_BACK, server.log_text())) == (code == 1 and "words" not in way)
     lines = [line for line in server.stdout.lines if "GET /" in line]
     assert [line.split()[-2:][0] for line in lines] == ["2"] * 4 and len(lines) == 4, lines
+
+
+@pytest.mark.parametrize("way, code", [("leaves", 7), ("returns", 1)])
+def test_a_child_of_a_thread_of_asyncio(serve, way, code):
+    """It is ended, too: its thread would wait for more to do, and for ever."""
+    server = serve(APP, "--loop", "asyncio")
+    with server.connect() as client:
+        assert client.get(f"/executor_{way}").body == b"%d!" % code
+    assert server.stop() == 0
+    assert len(re.findall(CAME_BACK, server.log_text())) == (way == "returns")
 
 
 @pytest.mark.parametrize("loop", ["native", "asyncio"])
@@ -157,3 +169,8 @@ def test_threads_that_fork_at_once_get_their_own_masks_back():
             for thread in (one, other)
         ]
     assert masks == [{signal.SIGUSR2}, set()]
+
+
+def test_what_else_a_child_tells_the_loop_is_nothing():
+    hear_thread(print, "from the child")
+    hear_thread(partial(print, "from the child"))
