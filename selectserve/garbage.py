@@ -25,11 +25,12 @@ class Collector:
     def calm(self) -> None:
         """Freeze what is there, and collect after so many new objects; 0: nothing is done.
 
-        An app that has turned the collector off, or tuned it, knows better.
+        An app that has turned the collector off, or tuned it, knows better; also a program that
+        did so before it imported us: CPython begins with 700, since 3.13 with 2000.
         """
         if not (self.threshold and USUAL_THRESHOLD and gc.isenabled()):
             return
-        if gc.get_threshold() == USUAL_THRESHOLD:
+        if gc.get_threshold() == USUAL_THRESHOLD and USUAL_THRESHOLD[0] in (700, 2000):
             self.calmed = True
             gc.collect()  # else what start-up has left would stay for ever
             gc.freeze()

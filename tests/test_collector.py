@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -63,6 +65,16 @@ def test_0_leaves_python_as_it_is(ask):
 
 def test_an_app_that_tunes_the_collector_knows_better(ask):
     assert ask(tuning="gc.set_threshold(123, 4, 5)") == [[123, 4, 5], 0, True]
+
+
+def test_a_program_that_tuned_it_before_the_import_knows_better():
+    program = (
+        "import gc; gc.set_threshold(50000, 20, 20)\n"
+        "from selectserve.garbage import Collector; Collector(5000).calm()\n"
+        "print(gc.get_threshold(), gc.get_freeze_count())"
+    )
+    told = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    assert told.stdout.split() == b"(50000, 20, 20) 0".split()
 
 
 def test_an_app_that_turns_it_off_knows_better(ask):
