@@ -24,6 +24,7 @@ from .logs import error_logger, load_log_config, set_up_logging
 from .reactor import Reactor
 from .server import Server
 from .sources import load_env_file
+from .stray import leave_server, watch_forks
 from .systemd import Notifier
 from .task import NativeStepper, Task
 
@@ -178,6 +179,7 @@ class HandTurned(HostedServer):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.ended = False
+        self.forget_forks = watch_forks(self.leave)
         begin_by_hand(self)
         while not self.urls and self.tick(None):
             pass  # the lifespan's startup, before which there is nothing to turn for
@@ -204,6 +206,7 @@ class HandTurned(HostedServer):
         if self.ended:
             if isinstance(stepper, AsyncioStepper):
                 stepper.close()
+            self.forget_forks()
             super().close()
         return not self.ended
 
@@ -218,6 +221,11 @@ class HandTurned(HostedServer):
     def patience(self) -> float | None:
         """Tell in how many seconds the next turn is due at the latest; None: nothing is due."""
         return self.reactor.patience()
+
+    def leave(self) -> None:
+        """In a process that was forked: there it has ended."""
+        leave_server(self)
+        self.ended = True
 
     def on_end(self, exc: BaseException | None) -> None:
         """Main has ended."""

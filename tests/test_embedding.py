@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import subprocess
@@ -257,6 +258,36 @@ def test_inside_a_loop_of_the_host():
         thread.join(DEADLINE)
         loop.unregister(server)
     assert results == [b"hello from anywhere"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("loop", ["native", "asyncio"])
+def test_in_a_process_that_the_host_forks_it_has_ended(loop, tmp_path):
+    """The selector is one object for both: whatever the child forgot, the parent had, too."""
+    path, results = tmp_path / "socket", []
+    with selectserve.by_hand(app, loop=loop, bind=["127.0.0.1:0", f"unix:{path}"]) as server:
+        with RawClient(("127.0.0.1", server.port)) as client:
+            while not server.service.connections:
+                server.tick(DEADLINE)
+            pid = os.fork()
+            if not pid:
+                try:
+                    with server:
+                        client.request("GET", "/")
+                        code = 4 if server.tick(0.01) else 7
+                finally:
+                    os._exit(code)
+            assert os.waitpid(pid, 0)[1] >> 8 == 7
+            assert path.exists()
+            while not server.service.requests or server.service.cycles:
+                server.tick(DEADLINE)
+            assert client.read_response().body == b"hello from anywhere"
+        thread = ask(server, results)
+        while not results:
+            server.tick(0.01)
+        thread.join(DEADLINE)
+    assert results == [b"hello from anywhere"]
+    assert not path.exists()
 
 
 def test_two_by_hand_in_one_loop():
