@@ -51,7 +51,7 @@ EXPLAINED = frozenset("listener server response task asgi session websocket".spl
 # What a small Python may lack: a chapter that imports it without need would take all others along.
 GUARDED = frozenset("ssl asyncio zlib threading multiprocessing ctypes hashlib mmap".split())
 WIDTH = 100
-PACKED_WIDTH = 500  # of what nobody reads: the end of each line is a byte
+PACKED_WIDTH = 2000  # of what nobody reads: the end of each line is a byte
 LICENCE = """\
 MIT License
 
