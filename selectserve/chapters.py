@@ -365,6 +365,8 @@ class Chapter:
         """Return the chapter for the appendix."""
         self.docstring = self.docstring.partition("\n")[0]
         text = self.text().replace("# " + "=" * (WIDTH - 2) + "\n", "")
+        for opening in ("def", "class"):
+            text = text.replace(f"\n\n\n{opening} ", f"\n\n{opening} ")
         return text.replace("\ndef __getattr__(", f"\ndef find_in_{self.room}(")
 
     def carried(self) -> str:
@@ -497,12 +499,14 @@ def bind_chapters() -> str:
 def fold(text: str) -> str:
     """Return a text packed, in lines of base64."""
     from base64 import b64encode
-    from zlib import compress
+    from zlib import DEFLATED, MAX_WBITS, compressobj
 
     if "\t" in text:
         raise ConfigError("a tab in the sources: in the single file it would become four spaces")
     step = PACKED_WIDTH
-    data = b64encode(compress(text.replace("    ", "\t").encode(), 9)).decode()
+    packer = compressobj(9, DEFLATED, MAX_WBITS, 9)
+    packed = packer.compress(text.replace("    ", "\t").encode()) + packer.flush()
+    data = b64encode(packed).decode()
     return "\n".join(data[at : at + step] for at in range(0, len(data), step))
 
 

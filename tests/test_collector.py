@@ -14,6 +14,7 @@ from selectserve.garbage import USUAL_THRESHOLD, Collector
 
 pytestmark = pytest.mark.skipif(not USUAL_THRESHOLD, reason="this Python has another collector")
 USUAL = list(USUAL_THRESHOLD)
+FROZEN = gc.get_freeze_count() if USUAL_THRESHOLD else 0  # Python 3.12 begins with a few hundred
 APP = """\
 import gc, json
 
@@ -60,11 +61,11 @@ def test_each_worker_is_calmed(ask):
 
 
 def test_0_leaves_python_as_it_is(ask):
-    assert ask("--gc-threshold", "0") == [USUAL, 0, True]
+    assert ask("--gc-threshold", "0") == [USUAL, FROZEN, True]
 
 
 def test_an_app_that_tunes_the_collector_knows_better(ask):
-    assert ask(tuning="gc.set_threshold(123, 4, 5)") == [[123, 4, 5], 0, True]
+    assert ask(tuning="gc.set_threshold(123, 4, 5)") == [[123, 4, 5], FROZEN, True]
 
 
 def test_a_program_that_tuned_it_before_the_import_knows_better():
@@ -74,17 +75,18 @@ def test_a_program_that_tuned_it_before_the_import_knows_better():
         "print(gc.get_threshold(), gc.get_freeze_count())"
     )
     told = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
-    assert told.stdout.split() == b"(50000, 20, 20) 0".split()
+    assert told.stdout.decode().split() == f"(50000, 20, 20) {FROZEN}".split()
 
 
 def test_an_app_that_turns_it_off_knows_better(ask):
-    assert ask(tuning="gc.disable()") == [USUAL, 0, False]
+    assert ask(tuning="gc.disable()") == [USUAL, FROZEN, False]
 
 
 def test_a_host_program_keeps_its_own():
+    before = gc.get_freeze_count()
     with selectserve.serving():
         assert list(gc.get_threshold()) == USUAL
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() == before
 
 
 def test_a_program_that_goes_on_behind_the_server_gets_it_back():
@@ -92,7 +94,7 @@ def test_a_program_that_goes_on_behind_the_server_gets_it_back():
     collector.calm()
     try:
         assert gc.get_threshold()[0] == 5000
-        assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > FROZEN
     finally:
         collector.restore()
     assert list(gc.get_threshold()) == USUAL

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -39,6 +40,10 @@ WAYS = {
 }
 
 
+# asyncio of Python 3.14 forgets what a task's first step in a fork ended with.
+FORGETS = sys.version_info >= (3, 14)
+
+
 @pytest.mark.parametrize(
     "options", [("--loop", "native"), ("--loop", "asyncio")], ids=lambda o: o[1]
 )
@@ -46,6 +51,8 @@ WAYS = {
 def test_a_child_that_comes_back_is_ended(serve, way, options):
     """What it says to the client is not heard, and the server is as it was."""
     code, line = WAYS[way]
+    if FORGETS and "asyncio" in options and way in ("leave", "leave_with_words", "fail"):
+        code, line, way = 1, CAME_BACK, way.replace("leave_with_words", "leave")
     server = serve(APP, *options)
     with server.connect() as other, server.connect() as client:
         assert other.get("/own_exit").body == b"9!"
@@ -73,6 +80,7 @@ def test_a_child_of_a_thread_of_asyncio(serve, way, code):
 @pytest.mark.parametrize("loop", ["native", "asyncio"])
 @pytest.mark.parametrize("way, code", [("exit", "7"), ("return", "1")])
 def test_a_child_of_a_websocket(serve, way, code, loop):
+    code = "1" if FORGETS and loop == "asyncio" else code
     server = serve(APP, "--loop", loop)
     with WebSocketClient(server.address) as client:
         client.shake(f"/{way}")
@@ -85,7 +93,7 @@ def test_a_child_of_a_task_that_is_no_request(serve, loop):
     server = serve(APP, "--loop", loop)
     with server.connect() as client:
         client.request("GET", "/spawned")
-        server.wait_for_access("^became 7$")
+        server.wait_for_access("^became 1$" if FORGETS and loop == "asyncio" else "^became 7$")
     assert server.stop() == 0
 
 
