@@ -19,7 +19,6 @@ from contextvars import copy_context
 from .aio import AsyncioStepper
 from .config import Config
 from .errors import ConfigError
-from .garbage import Collector
 from .logs import error_logger, load_log_config, set_up_logging
 from .reactor import Reactor
 from .server import Server
@@ -51,7 +50,6 @@ class HostedServer(Server):
         self.on_serving = on_serving
         self.failure: BaseException | None = None  # why it does not serve
         self.notifier = Notifier({}, self.reactor)  # a service manager knows the host only
-        self.collector = Collector(0)
 
     @property
     def url(self) -> str:
@@ -268,6 +266,7 @@ def hosted_config(app: Any, options: dict[str, Any]) -> Config:
     if not {"port", "uds", "fd", "bind"} & set(options):
         options["port"] = 0
     options.setdefault("access_log", "log_level" in options)
+    options.setdefault("gc_threshold", 0)  # the collector is the host's
     config = Config(app, **options)
     if config.workers > 1 or config.reload:
         raise ConfigError("a server inside a program is one server: no workers, no reload", 2)

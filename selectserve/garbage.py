@@ -5,7 +5,7 @@ at all there are: the modules, routes and models of a framework, too, that live 
 process. With FastAPI's sync endpoints that took a sixth of the time. So what is there when serving
 begins is frozen, no collection looks at it any more (``gc.freeze``; nor does who asks
 ``gc.get_objects``), and the others come less often. A server in somebody else's program leaves all
-this to its host.
+this to its host, unless told otherwise.
 """
 
 from __future__ import annotations

@@ -33,6 +33,14 @@ def became(pid):
         time.sleep(0.005)
 
 
+def forked(child):
+    """Fork; the child calls ``child``, which ends it. Return what became of it."""
+    pid = os.fork()
+    if not pid:
+        child()
+    return became(pid)
+
+
 async def respond(send, body):
     """Send an answer of two pieces."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -95,10 +103,7 @@ async def spawned():
 
 def fork_and_exit():
     """Fork; the child exits with 7."""
-    pid = os.fork()
-    if not pid:
-        sys.exit(7)
-    return became(pid)
+    return forked(lambda: sys.exit(7))
 
 
 def fork_and_return():
@@ -176,10 +181,7 @@ CHILDREN = {
 
 def own_exit():
     """End as os.fork()'s manual says."""
-    pid = os.fork()
-    if not pid:
-        os._exit(9)
-    return became(pid)
+    return forked(lambda: os._exit(9))
 
 
 def by_multiprocessing():
@@ -205,11 +207,11 @@ def asyncio_in_child():
     """Let the child have a loop of its own."""
     import asyncio
 
-    pid = os.fork()
-    if not pid:
+    def child():
         asyncio.run(asyncio.sleep(0))
         os._exit(9)
-    return became(pid)
+
+    return forked(child)
 
 
 def stays():

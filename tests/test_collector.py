@@ -89,6 +89,12 @@ def test_a_host_program_keeps_its_own():
         assert gc.get_freeze_count() == before
 
 
+def test_a_host_program_that_asks_for_it_has_it_calmed():
+    with selectserve.serving(gc_threshold=6000):
+        assert gc.get_threshold()[0] == 6000
+    assert list(gc.get_threshold()) == USUAL
+
+
 def test_a_program_that_goes_on_behind_the_server_gets_it_back():
     collector = Collector(5000)
     collector.calm()
