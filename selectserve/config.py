@@ -227,11 +227,14 @@ class Config:
         group="app",
     )
     root_path = Option("", "mount APP below this path", metavar="PATH", group="app")
-    gc_threshold = Option(
-        5000,
-        "look for garbage after so many new objects, not in what start-up made; 0: as Python does",
-        kind=count,
+    gc_freeze = Option(
+        True,
+        "never look for garbage in what start-up made, not even in gc.collect()",
+        flag=True,
         group="app",
+    )
+    gc_threshold = Option(
+        0, "look for garbage after so many new objects; 0: as Python does", kind=count, group="app"
     )
 
     # -- TLS

@@ -39,9 +39,10 @@ def ask(serve, tmp_path):
     return told
 
 
-def test_what_start_up_made_is_frozen_and_garbage_is_looked_for_less_often(ask):
+def test_what_start_up_made_is_frozen_and_garbage_is_looked_for_as_ever(ask):
+    """Less often would hold what only the collector frees: descriptors, and pages of memory."""
     threshold, frozen, enabled = ask()
-    assert threshold == [5000, *USUAL[1:]]
+    assert threshold == USUAL
     assert frozen > 1000
     assert enabled
 
@@ -54,14 +55,18 @@ def test_one_too_large_for_python_is_its_largest(ask):
     assert ask("--gc-threshold", str(2**40))[0] == [2**31 - 1, *USUAL[1:]]
 
 
+def test_a_threshold_without_the_freeze(ask):
+    assert ask("--gc-threshold", "5000", "--no-gc-freeze")[:2] == [[5000, *USUAL[1:]], FROZEN]
+
+
 def test_each_worker_is_calmed(ask):
-    threshold, frozen, _ = ask("--workers", "2")
+    threshold, frozen, _ = ask("--workers", "2", "--gc-threshold", "5000")
     assert threshold == [5000, *USUAL[1:]]
     assert frozen > 1000
 
 
-def test_0_leaves_python_as_it_is(ask):
-    assert ask("--gc-threshold", "0") == [USUAL, FROZEN, True]
+def test_without_either_python_is_as_it_is(ask):
+    assert ask("--no-gc-freeze") == [USUAL, FROZEN, True]
 
 
 def test_an_app_that_tunes_the_collector_knows_better(ask):
@@ -71,7 +76,7 @@ def test_an_app_that_tunes_the_collector_knows_better(ask):
 def test_a_program_that_tuned_it_before_the_import_knows_better():
     program = (
         "import gc; gc.set_threshold(50000, 20, 20)\n"
-        "from selectserve.garbage import Collector; Collector(5000).calm()\n"
+        "from selectserve.garbage import Collector; Collector(True, 5000).calm()\n"
         "print(gc.get_threshold(), gc.get_freeze_count())"
     )
     told = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
@@ -96,7 +101,7 @@ def test_a_host_program_that_asks_for_it_has_it_calmed():
 
 
 def test_a_program_that_goes_on_behind_the_server_gets_it_back():
-    collector = Collector(5000)
+    collector = Collector(True, 5000)
     collector.calm()
     try:
         assert gc.get_threshold()[0] == 5000
