@@ -35,7 +35,7 @@ ROOMS = tuple(
 # What stands in the file to be read and is there at once; and what is to be read, but compiled when
 # it is asked for. All others are packed.
 AT_ONCE = frozenset("errors threadless appendix reactor transport".split())
-READABLE = AT_ONCE | frozenset("listener http1 connection".split())
+READABLE = AT_ONCE | frozenset("http1 connection".split())
 # What a server does without until somebody wants it: others ask for it by `late.` and its name.
 RARE = frozenset(
     """
