@@ -212,7 +212,7 @@ class HTTPCycle(Parking):
         self.body_sent = 0
         self.started_at = transport.reactor.now
         self.task: Any = None
-        self.abandoned: Timer | None = None  # runs while the app may wait for a client that left
+        self.abandoned: Timer | None = None  # runs while the app may wait for what will not come
 
     def __repr__(self) -> str:
         return f"<HTTPCycle {self.request!r} {self.state}, input {self.input}>"
@@ -488,15 +488,23 @@ class HTTPCycle(Parking):
         return self.unanswered_expect or (length is not None and length > MAX_DISCARD)
 
     def end(self) -> None:
-        """Tell who waits that nothing more will come, and the app if it miscounted its body."""
-        if self.waiters:
+        """Tell who waits that nothing more will come, and the app if it miscounted its body.
+
+        A receive() that waits beside the one who answers is told a little later: mostly it is
+        cancelled before, and what it raises would make Django's requests garbage in cycles.
+        """
+        if len(self.waiters) > self.receiving:  # a send(), too
             self.release_waiters()
+        elif self.waiters:
+            reactor = self.stepper.reactor
+            self.abandoned = reactor.call_later(AFTER_TIME, self.release_waiters)
         fault = self.writer.fault
         if fault:
             self.writer.fault = ""
             raise ValueError(fault)
 
 
+AFTER_TIME = 0.5  # seconds in which an app that has answered should end a receive() of its own
 ABANDONED_TIME = 2.0  # seconds in which an app that streams should notice that nobody listens
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
 MAX_DEBUG = 2000  # characters of what http.response.debug tells

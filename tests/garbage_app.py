@@ -28,6 +28,9 @@ async def app(scope, receive, send):
         await talk(receive, send)
         return
     path, body = scope["path"], b"done"
+    if path == "/beside":
+        await answer_beside_a_listener(receive, send)
+        return
     if path == "/fails":
         raise ValueError("of the app")
     message = await receive()
@@ -39,6 +42,29 @@ async def app(scope, receive, send):
         body = garbage()
     await send({"type": "http.response.start", "status": 200})
     await send({"type": "http.response.body", "body": body})
+
+
+async def answer_beside_a_listener(receive, send):
+    """Do as Django does: what the one who listens raises has this frame in its traceback."""
+    import asyncio  # not for those who are stepped natively
+
+    async def listen():
+        await receive()
+        raise ConnectionError("the client has left")
+
+    async def answer():
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    await receive()
+    tasks = [asyncio.ensure_future(listen()), asyncio.ensure_future(answer())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+        try:
+            await task
+        except (ConnectionError, asyncio.CancelledError):
+            pass
 
 
 async def talk(receive, send):

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from selectserve.asgi import AFTER_TIME
 from selectserve.connection import PIPELINE_WATERMARK
 from selectserve.task import sleep
 from selectserve.transport import HIGH_WATERMARK, READ_SIZE
@@ -179,6 +180,38 @@ def test_who_ends_his_side_in_a_stream_is_probed(ends):
     stage.play()
     assert b"two" in visitor.received
     assert ((socket.SOL_SOCKET, socket.SO_KEEPALIVE) in options) is ends
+
+
+# -- who waits for the client beside the one who answers -------------------------------------------
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_receive_beside_the_answer_is_told_a_little_later(cancelled):
+    """Told at once it would raise in most apps, which cancel it when they have answered."""
+    told = []
+    beside = None
+
+    async def app(scope, receive, send):
+        nonlocal beside
+        await receive()
+        beside = receive()  # as in a task of its own
+        waiter = beside.send(None)
+        await hello(scope, receive, send)
+        assert not waiter.released
+        if cancelled:
+            with pytest.raises(GeneratorExit):
+                beside.throw(GeneratorExit)
+            return
+        await waiter
+        with pytest.raises(StopIteration) as end:
+            beside.send(None)
+        told.append((stage.now, end.value.value))
+
+    stage = Stage(app)
+    visitor = play(stage, GET)
+    assert visitor.statuses == [200]
+    assert told == ([] if cancelled else [(about(AFTER_TIME), {"type": "http.disconnect"})])
+    assert stage.signalled_at == about(5)  # when the client's time was over
 
 
 # -- the last answer arrives -----------------------------------------------------------------------

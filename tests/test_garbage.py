@@ -30,6 +30,11 @@ def wait_for_body(server, client):
     assert client.read_response().body == b"done"
 
 
+def answer_beside_a_listener(server, client):
+    """The app has a task that waits for the client to leave, and cancels it in the end."""
+    assert client.get("/beside").body == b"done"
+
+
 def raise_in_app(server, client):
     """The traceback holds frames, and frames hold tasks."""
     with server.connect() as other:
@@ -69,10 +74,21 @@ def talk(server, client):
 
 @pytest.mark.parametrize(
     "act",
-    [answer_at_once, wait_for_body, raise_in_app, leave, ask_wrongly, leave_upload, talk],
+    [
+        answer_at_once,
+        wait_for_body,
+        answer_beside_a_listener,
+        raise_in_app,
+        leave,
+        ask_wrongly,
+        leave_upload,
+        talk,
+    ],
 )
 @pytest.mark.parametrize("mode", ["native", "asyncio", "trio"])
 def test_nothing_is_left_to_the_collector(module_serve, mode, act):
+    if act is answer_beside_a_listener and mode != "asyncio":
+        pytest.skip("tasks are asyncio's")
     if mode == "trio" and importlib.util.find_spec("trio") is None:
         pytest.skip("trio is not installed on this Python")
     server = module_serve("tests.garbage_app:app", "--loop", mode)
