@@ -234,7 +234,10 @@ class Config:
         group="app",
     )
     gc_threshold = Option(
-        0, "look for garbage after so many new objects; 0: as Python does", kind=count, group="app"
+        5000,
+        "while none is found, look for garbage after so many new objects; 0: as Python does",
+        kind=count,
+        group="app",
     )
 
     # -- TLS

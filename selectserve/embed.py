@@ -267,6 +267,7 @@ def hosted_config(app: Any, options: dict[str, Any]) -> Config:
         options["port"] = 0
     options.setdefault("access_log", "log_level" in options)
     options.setdefault("gc_freeze", False)  # the collector is the host's
+    options.setdefault("gc_threshold", 0)
     config = Config(app, **options)
     if config.workers > 1 or config.reload:
         raise ConfigError("a server inside a program is one server: no workers, no reload", 2)

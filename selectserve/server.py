@@ -130,7 +130,7 @@ class Server:
         self.urls: list[str] = []
         self.had_terminal = has_terminal()
         self.watchdog = Watchdog(self.reactor, config.slow_step)
-        self.collector = Collector(config.gc_freeze, config.gc_threshold)
+        self.collector = Collector(self.reactor, config.gc_freeze, config.gc_threshold)
 
     def make_service(self) -> Service:
         """Make what the connections share out of the options."""
