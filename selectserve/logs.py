@@ -285,23 +285,27 @@ class AccessLog:
         self.prefix = level_prefix("INFO", colour) if plain else ""
 
     def write(self, line: str) -> None:
-        """Log one line."""
+        """Log one line; how, the first of a turn decides."""
+        if self.lines:
+            self.lines.append(line)
+        elif self.is_direct():
+            self.reactor.unflushed.insert(0, self)  # behind the answers, whose lines these are
+            self.lines.append(line)
+        else:
+            access_logger.info("%s", line)
+
+    def is_direct(self) -> bool:
+        """Tell whether logging would only hand the line to our handler."""
         handler = self.handler
-        if (
+        return (
             type(handler) is LogHandler
             and access_logger.handlers == [handler]
             and not access_logger.filters
             and not handler.filters
-            and access_logger.level <= logging.INFO
-            and access_logger.level
+            and 0 < access_logger.level <= logging.INFO
             and not access_logger.disabled
             and access_logger.manager.disable < logging.INFO
-        ):
-            if not self.lines:
-                self.reactor.unflushed.append(self)
-            self.lines.append(f"{self.prefix}{line}\n")
-        else:
-            access_logger.info("%s", line)
+        )
 
     def flush(self) -> None:
         """Write what was gathered."""
@@ -309,7 +313,7 @@ class AccessLog:
         handler = self.handler
         if type(handler) is LogHandler and lines:
             try:
-                handler.outlet.write("".join(lines))
+                handler.outlet.write("".join([f"{self.prefix}{line}\n" for line in lines]))
             except (OSError, ValueError):
                 pass  # closed by the host program
             if handler.outlet.kept and self.retry is None:

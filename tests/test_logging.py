@@ -682,6 +682,29 @@ def test_handlers_of_the_host_program_are_respected():
     assert done.stderr.count("shutting down") == 1
 
 
+def test_the_lines_of_a_turn_are_one_write():
+    """Each answer writes its line when it leaves, so all must have left before."""
+    program = """
+        import selectserve
+        from selectserve.logs import AccessLog, access_logger, set_up_logging
+        set_up_logging("info", False)
+        reactor = selectserve.Reactor()
+        log = AccessLog(reactor)
+        writes = []
+        access_logger.handlers[0].outlet.drain = lambda: writes.append(1)
+
+        class Answer:
+            def flush(self):
+                log.write("answered")
+
+        reactor.unflushed += [Answer(), Answer(), Answer()]
+        reactor.flush()
+        print(len(writes), access_logger.handlers[0].outlet.kept.count(b"answered"))
+    """
+    done = run_code(program)
+    assert done.stdout == "1 3\n", done.stderr
+
+
 def test_logging_that_is_disabled_logs_no_access():
     """``logging.disable`` counts for the lines that pass logging by, too."""
     program = """
