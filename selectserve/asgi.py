@@ -504,7 +504,7 @@ class HTTPCycle(Parking):
             raise ValueError(fault)
 
 
-AFTER_TIME = 0.5  # seconds in which an app that has answered should end a receive() of its own
+AFTER_TIME = 0.2  # seconds in which an app that has answered should end a receive() of its own
 ABANDONED_TIME = 2.0  # seconds in which an app that streams should notice that nobody listens
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
 MAX_DEBUG = 2000  # characters of what http.response.debug tells
