@@ -18,7 +18,7 @@ from .facade import FacadeLoop, facade_class
 from .guest import TrioStepper
 from .logs import error_logger
 from .reactor import Reactor
-from .task import FINISHED, NativeStepper, ignore_end, misses_loop, release
+from .task import FINISHED, TIDY_TIME, NativeStepper, ignore_end, misses_loop, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from .task import Cancels, Done, Result, Stepper
 
-TIDY_TIME = 2.0  # seconds for cancelled tasks to end, and as many for the executor's threads
 # An app that has imported one of these wants asyncio; all but the first import it when first used.
 ASYNCIO_SIGNS = ("asyncio", "anyio", "httpx", "sniffio")
 GOES_PAST_TASKS = (KeyboardInterrupt, SystemExit)  # a Task has and raises them: they end the turn
@@ -239,7 +238,7 @@ class AsyncioStepper:
         await waiter
         timer.cancel()
         if not joined.is_set():
-            error_logger.warning("threads of the app are still at work: the process waits for them")
+            error_logger.warning("threads of the app are still at work")
 
 
 # -- the choice ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from .errors import Cancelled, ConfigError
 from .reactor import Reactor
-from .task import ignore_end, misses_loop
+from .task import TIDY_TIME, ignore_end, misses_loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,9 +119,13 @@ class TrioStepper:
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:
         """Turn the reactor until ``main`` has ended; return or raise what it did."""
         outcomes: list[Any] = []
+        results: list[Result] = []
 
-        async def root() -> Result:
-            return await main
+        async def root() -> None:
+            try:
+                results.append(await main)
+            finally:  # trio has no deadline for what it waits for now, such as threads
+                self.reactor.call_later(TIDY_TIME, self.reactor.stop)
 
         def on_done(outcome: Any) -> None:
             outcomes.append(outcome)
@@ -135,5 +139,6 @@ class TrioStepper:
             host_uses_signal_set_wakeup_fd=True,
         )
         self.reactor.run()
-        result: Result = outcomes[0].unwrap()
-        return result
+        if outcomes:
+            outcomes[0].unwrap()
+        return results[0]

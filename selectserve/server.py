@@ -50,7 +50,7 @@ from .sockets import SocketFile, describe_address, open_sockets, unix_name
 from .sources import load_env_file
 from .stray import leave_server, watch_forks
 from .systemd import Notifier
-from .task import current_stepper, release
+from .task import TIDY_TIME, current_stepper, limit_threads, release, waited_threads
 from .trace import Tracer
 from .watchdog import Watchdog
 from .welcome import welcome
@@ -96,6 +96,7 @@ class Server:
         self.config = config
         self.sockets = sockets
         self.wall_clock = wall_clock
+        self.host_threads = waited_threads()
         self.reactor = Reactor() if reactor is None else reactor
         self.reactor.on_fault = self.on_fault
         self.inspector = None  # it has to know the reactor's parts before anybody else does
@@ -125,6 +126,7 @@ class Server:
         self.listeners: list[Listener] = []
         self.socket_files: list[SocketFile] = []
         self.stops = 0  # how many times the server was told to stop
+        self.stopped_at = 0.0  # the first time
         self.retiring = False  # another process goes on accepting: there is no hurry
         self.waiter: Waits | None = None  # of main, while it waits for a change
         self.urls: list[str] = []
@@ -219,6 +221,7 @@ class Server:
             forget_forks()
             restore()
             self.close()
+            limit_threads(self.host_threads, self.left_for_threads)
 
     # -- the life of a worker ------------------------------------------------------------------
 
@@ -463,11 +466,20 @@ class Server:
     def stop(self, _reason: object = None) -> None:
         """Stop serving; called again, skip the drain."""
         self.stops += 1
+        self.stopped_at = self.stopped_at or self.reactor.clock()
         if self.stops > 2:
             error_logger.error("exiting at once")
             sys.stderr.flush()
             os._exit(1)
         self.wake()
+
+    def left_for_threads(self) -> float:
+        """Tell how many seconds the app's threads still have to end, when all else has."""
+        if self.stops > 1:
+            return 0.0
+        now = self.reactor.clock()
+        began = self.stopped_at or now
+        return began + self.config.timeout_graceful_shutdown + TIDY_TIME - now
 
     def install_signals(self) -> Callable[[], None]:
         """Take the signals; return what gives them back."""

@@ -16,6 +16,7 @@ import sys
 from contextvars import Context, ContextVar, copy_context
 
 from .errors import Cancelled, ConfigError
+from .logs import error_logger
 from .reactor import EVENT_READ, EVENT_WRITE, Reactor
 
 TYPE_CHECKING = False
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 
 NO_LOOP_ERRORS = ("NoEventLoopError", "AsyncLibraryNotFoundError")  # of anyio and sniffio
+TIDY_TIME = 2.0  # seconds for cancelled tasks to end, and as many for the threads at work
+LAST_TIME = 0.5  # seconds for idle threads to end
 MAX_THREADS = 40  # of run_in_thread, as many as anyio allows
 # Who steps the tasks of this context; set once by the server, copied into each request's context.
 current_stepper: ContextVar[Stepper] = ContextVar("selectserve_stepper")
@@ -333,9 +336,7 @@ def spawn(coro: Coroutine[Any, Any, object]) -> Cancels:
 def report_task(exc: BaseException | None) -> None:
     """Log what a spawned task died of."""
     if exc is not None and not isinstance(exc, Cancelled):
-        import logging
-
-        logging.getLogger("selectserve.error").error("a spawned task failed", exc_info=exc)
+        error_logger.error("a spawned task failed", exc_info=exc)
 
 
 class Parking:
@@ -466,3 +467,53 @@ def thread_pool_class(wanted_by: str) -> Any:
                     raise
 
     return ThreadPool
+
+
+# -- the end of a process --------------------------------------------------------------------------
+
+
+def waited_threads() -> set[Any]:
+    """Return the threads that Python waits for at its end, but for the main one."""
+    threading: Any = sys.modules.get("threading")
+    if threading is None:
+        return set()
+    main = threading.main_thread()
+    return {one for one in threading.enumerate() if one is not main and not one.daemon}
+
+
+def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
+    """Have Python wait at its end for ``left()`` seconds at most for who is no one of ``others``.
+
+    Its exit code and all else that it does at its end stay: only threading._shutdown, which knows
+    no deadline, is left by an exception.
+    """
+    ours = waited_threads() - others
+    threading: Any = sys.modules.get("threading")
+    if not ours or threading.current_thread() is not threading.main_thread():
+        return
+    pools: Any = sys.modules.get("concurrent.futures.thread")
+
+    def join() -> None:
+        if pools is not None:
+            pools._python_exit()  # tells its threads that there is nothing more to come
+        for thread in ours:
+            thread.join()
+
+    def end() -> None:
+        joining = threading.Thread(target=join, daemon=True)
+        joining.start()
+        try:
+            joining.join(max(LAST_TIME, left()))
+        except KeyboardInterrupt:
+            pass
+        if joining.is_alive():
+            names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
+            error_logger.warning("ending, though threads of the app are still at work: %s", names)
+            for thread in waited_threads() - ours:
+                thread.join()
+            report = sys.unraisablehook
+            sys.unraisablehook = lambda _: setattr(sys, "unraisablehook", report)
+            raise RuntimeError
+
+    if hasattr(threading, "_register_atexit"):
+        threading._register_atexit(end)

@@ -14,7 +14,7 @@ import textwrap
 
 import pytest
 
-from .support import DEADLINE, ROOT, RawClient, run_server, server_command
+from .support import DEADLINE, ROOT, Lines, RawClient, run_server, server_command
 from .test_logging import HANDSHAKE
 
 
@@ -509,6 +509,103 @@ def test_the_drain_ends_in_time(serve, tag):
         server.wait_for_log(f"APP {tag} begun")
         assert server.stop(signal.SIGTERM) == 0
         server.wait_for_log(f"APP {tag} finally")
+
+
+THREADS_AT_WORK = """
+    import atexit, asyncio, sys, threading, selectserve
+
+    atexit.register(print, "at exit", flush=True)
+
+    def work():
+        print("at work", flush=True)
+        threading.Event().wait()
+
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        if scope["path"] == "/executor":
+            await asyncio.to_thread(work)
+        elif scope["path"] == "/pool":
+            await selectserve.run_in_thread(work)
+        threading.Thread(target=work).start()
+        await selectserve.sleep(1000)
+
+    def wsgi(environ, start_response):
+        work()
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("way", ["executor", "pool", "thread", "wsgi"])
+def test_threads_at_work_do_not_hold_the_end(serve, module, way, signals):
+    """They have as long as requests have; a second signal is the end of that, too."""
+    folder = module(THREADS_AT_WORK)
+    patience = "0" if signals == 1 else "300"
+    options = ["--app-dir", str(folder), "--timeout-graceful-shutdown", patience]
+    if way == "wsgi":
+        options += ["--interface", "wsgi"]
+    server = serve(f"usersapp:{'wsgi' if way == 'wsgi' else 'app'}", *options)
+    with server.connect() as client:
+        client.request("GET", f"/{way}")
+        assert server.stdout.wait_for("at work")
+        server.send_signal()
+        server.wait_for_log("shutting down")
+        assert (server.stop() if signals == 2 else server.wait()) == 0
+    server.wait_for_log("ending, though threads of the app are still at work: ")
+    assert server.stdout.lines[-1] == "at exit"
+    assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
+
+
+def test_a_start_that_failed_does_not_wait_for_threads(module):
+    folder = module("""
+        import atexit, threading
+
+        atexit.register(print, "at exit", flush=True)
+
+        async def app(scope, receive, send):
+            await receive()
+            threading.Thread(target=threading.Event().wait).start()
+            await send({"type": "lifespan.startup.failed", "message": "no database"})
+    """)
+    options = ["--app-dir", str(folder), "--port", "0", "--timeout-graceful-shutdown", "0"]
+    done = run_server("usersapp:app", *options)
+    assert (done.returncode, done.stdout) == (3, "at exit\n"), done.stderr
+    assert "no database" in done.stderr
+
+
+def test_the_threads_of_a_program_are_waited_for(module):
+    """Only the app's have a deadline, and nothing of what stands behind run() is lost."""
+    program = """
+    def host():
+        sys.stdin.read()
+        print("the host's is done", flush=True)
+
+    if __name__ == "__main__":
+        threading.Thread(target=host).start()
+        selectserve.run(app, port=0, timeout_graceful_shutdown=0, access_log=False)
+        sys.exit(5)
+    """
+    folder = module(THREADS_AT_WORK + program)
+    process = subprocess.Popen(
+        [sys.executable, str(folder / "usersapp.py")], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = Lines(process.stdout), Lines(process.stderr)
+    try:
+        port = int(err.wait_for(r"http://127.0.0.1:(\d+)")[1])
+        with RawClient(("127.0.0.1", port)) as client:
+            client.request("GET", "/thread")
+            assert out.wait_for("at work")
+            process.send_signal(signal.SIGTERM)
+            assert err.wait_for("ending, though threads of the app are still at work")
+        process.stdin.close()
+        assert process.wait(DEADLINE) == 5
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        out.close()
+        err.close()
+    assert out.lines == ["at work", "the host's is done", "at exit"]
+    assert "ignored" not in err.text()
 
 
 # -- run() ----------------------------------------------------------------------------------------

@@ -92,3 +92,14 @@ def test_shutdown(serve):
     marks = [line for line in server.log_text().split("\n") if line.startswith("APP")]
     assert marks == ["APP holding", "APP finally", "APP lifespan shutdown", "APP worker cancelled"]
     assert "Traceback" not in server.log_text()
+
+
+def test_a_thread_at_work_does_not_hold_the_end(serve):
+    """Trio cannot cancel who waits for one: its run is left."""
+    server = serve(*APP, "--timeout-graceful-shutdown", "0")
+    with server.connect() as client:
+        client.request("GET", "/thread_at_work")
+        server.wait_for_log("APP at work")
+        assert server.stop() == 0
+    assert "APP lifespan shutdown" in server.log_text()
+    assert "Traceback" not in server.log_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import threading
 
 import anyio
 import sniffio
@@ -169,6 +170,15 @@ async def hold(receive):
         await trio.sleep_forever()
     finally:
         note("finally")
+
+
+@route
+async def thread_at_work(receive):
+    def work():
+        note("at work")
+        threading.Event().wait()
+
+    await trio.to_thread.run_sync(work)
 
 
 @route
