@@ -70,7 +70,7 @@ class TrioTask:
         except self.stepper.trio.Cancelled:
             raise
         except BaseException as exc:
-            error = exc
+            error = told_exit(exc)
         finally:
             self.stepper.tasks.discard(self)
             on_done, self.on_done = self.on_done, ignore_end
@@ -80,6 +80,16 @@ class TrioTask:
     def cancel(self) -> None:
         """Cancel all that the coroutine waits for."""
         self.scope.cancel()
+
+
+def told_exit(exc: BaseException) -> BaseException:
+    """Return the KeyboardInterrupt or SystemExit that nurseries have put into groups, else all."""
+    group = getattr(exc, "exceptions", None)
+    for part in group if isinstance(group, tuple) else ():
+        part = told_exit(part)
+        if isinstance(part, (KeyboardInterrupt, SystemExit)):
+            return part
+    return exc
 
 
 class TrioStepper:

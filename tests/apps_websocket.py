@@ -106,6 +106,12 @@ async def ws_raise_after(scope, receive, send):
     raise ValueError("after accept")
 
 
+async def ws_interrupt(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    raise KeyboardInterrupt
+
+
 async def ws_return_after(scope, receive, send):
     await receive()
     await send({"type": "websocket.accept"})

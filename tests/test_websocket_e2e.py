@@ -361,6 +361,16 @@ def test_an_app_that_ends_after_accept(client, path, code):
     assert client.end()
 
 
+@pytest.mark.parametrize("loop", ["native", "asyncio"])
+def test_keyboard_interrupt_in_an_app_stops_the_server(loop):
+    with Server("tests.apps_websocket:app", "--loop", loop) as server:
+        with WebSocketClient(server.address) as client:
+            opened(client, "/interrupt")
+            assert client.read_close()[0] == 1011
+            assert client.end()
+        assert server.wait() == 0
+
+
 def test_the_apps_close(server, client):
     opened(client, "/close")
     assert client.read_close() == (3456, "enough é")

@@ -82,6 +82,15 @@ def test_failures_are_a_500_and_the_server_goes_on(serve, name):
     assert server.stop() == 0
 
 
+def test_keyboard_interrupt_in_a_nursery_stops_the_server(serve):
+    """trio has put it into a group, and that into another."""
+    server = serve(*APP)
+    with server.connect() as client:
+        assert client.get("/interrupt_in_nursery").status == 500
+    assert server.wait() == 0
+    assert "APP lifespan shutdown" in server.log_text()
+
+
 def test_shutdown(serve):
     server = serve(*APP, "--timeout-graceful-shutdown", "0.2")
     with server.connect() as client:

@@ -193,6 +193,17 @@ async def fail_in_nursery(receive):
 
 
 @route
+async def interrupt_in_nursery(receive):
+    async def interrupt():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_in_nursery, receive)
+            raise KeyboardInterrupt
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interrupt)
+
+
+@route
 async def system_exit(receive):
     raise SystemExit(7)
 
