@@ -96,14 +96,15 @@ class Lifespan(Parking):
             raise RuntimeError(f"{kind!r} cannot be sent while the lifespan is {self.status}")
         if following == "running":
             self.context = copy_context()  # what startup has set is seen by every request
-        if following == "failed":
+        if following == "failed" or self.status == "running":
             self.failure = str(message.get("message", ""))
         self.change(following)
 
     def on_done(self, exc: BaseException | None) -> None:
         """The lifespan call has ended, by itself or not."""
-        if exc is not None and self.status == "running":
-            log_app_error(exc, "its lifespan, after startup: there will be no shutdown", "")
+        if self.status == "running" and (exc is not None or self.failure is not None):
+            what = "its lifespan, after startup: there will be no shutdown"
+            log_app_error(exc or RuntimeError(self.failure), what, "")
         elif exc is not None and self.failure is None:
             self.failure = exc
         if self.status == "starting" and exc is not None:
@@ -117,5 +118,6 @@ class Lifespan(Parking):
 
 LIFESPAN_LIFECYCLE: dict[LifespanState, dict[object, LifespanState]] = {
     "starting": {"lifespan.startup.complete": "running", "lifespan.startup.failed": "failed"},
+    "running": {"lifespan.shutdown.failed": "running"},  # Starlette says so of any crash
     "stopping": {"lifespan.shutdown.complete": "stopped", "lifespan.shutdown.failed": "failed"},
 }

@@ -780,6 +780,21 @@ async def raises_after_startup(scope, receive, send):
     raise RuntimeError("broke while serving")
 
 
+async def fails_after_startup(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await Turn()
+    await send({"type": "lifespan.shutdown.failed", "message": "broke while serving"})
+
+
+async def tells_and_raises_after_startup(scope, receive, send):
+    try:
+        await raises_after_startup(scope, receive, send)
+    except RuntimeError as exc:
+        await send({"type": "lifespan.shutdown.failed", "message": f"told: {exc}"})
+        raise
+
+
 async def shutdown_fails(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.complete"})
@@ -830,6 +845,8 @@ lifespan_interrupts_on_startup = lifespan_app(interrupts_on_startup)
 lifespan_returns_at_once = lifespan_app(returns_at_once)
 lifespan_returns_after_startup = lifespan_app(returns_after_startup)
 lifespan_raises_after_startup = lifespan_app(raises_after_startup)
+lifespan_fails_after_startup = lifespan_app(fails_after_startup)
+lifespan_tells_and_raises_after_startup = lifespan_app(tells_and_raises_after_startup)
 lifespan_shutdown_fails = lifespan_app(shutdown_fails)
 lifespan_raises_on_shutdown = lifespan_app(raises_on_shutdown)
 lifespan_repeats_messages = lifespan_app(repeats_messages)

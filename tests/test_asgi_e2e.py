@@ -7,6 +7,7 @@ RX receive, TX send, ER errors of the app, LS lifespan, RL reliability.
 from __future__ import annotations
 
 import ast
+import re
 import signal
 import subprocess
 import sys
@@ -826,12 +827,17 @@ def test_a_lifespan_that_ends_early_is_no_harm(serve, app):
     assert server.stop() in (0, 3)
 
 
-def test_a_lifespan_that_fails_while_serving_says_so(serve):
-    """LS-19: nobody waits for it then, and there will be no shutdown."""
-    server = serve("tests.apps:lifespan_raises_after_startup")
+@pytest.mark.parametrize("app", ["raises", "fails", "tells_and_raises"])
+def test_a_lifespan_that_fails_while_serving_says_so(serve, app):
+    """LS-19: nobody waits for it then, and there will be no shutdown; Starlette calls it one."""
+    server = serve(f"tests.apps:lifespan_{app}_after_startup")
     server.wait_for_log("the app failed: its lifespan, after startup")
     server.wait_for_log("RuntimeError: broke while serving")
     assert server.stop() == 0
+    assert re.findall("^(?:ERROR|.*Error): .*", server.log_text(), re.M) == [
+        "ERROR:    the app failed: its lifespan, after startup: there will be no shutdown",
+        "RuntimeError: broke while serving",
+    ]
 
 
 @pytest.mark.parametrize("app", ["returns_after_startup", "raises_after_startup"])
