@@ -137,9 +137,12 @@ class Option(Generic[Value]):
             value = LEVEL_NUMBERS.get(value, value)
         if self.name == "fd" and value == self.default:
             return value
-        text = text_of(value, where, bool(self.kind or self.flag))
+        named = f"{where} ({self.metavar})" if self.metavar else where
+        text = text_of(value, named, bool(self.kind or self.flag))
         if self.kind is permissions and isinstance(value, int) and not isinstance(value, bool):
             text = f"{value:o}"
+            if value > 0o777:  # nobody can tell 440 from 0o670
+                raise ConfigError(f'{where}: {value} is {text} in octal: give "{value}"', 2)
         return self.read(text, where)
 
     def text_of_one(self, item: Any, where: str) -> str:

@@ -26,7 +26,7 @@ def text_of(value: Any, where: str, scalar: bool = False) -> str:
         return str(value).lower() if isinstance(value, bool) else f"{int(value)}"
     if isinstance(value, float) and scalar:
         return repr(float(value))
-    allowed = "a text, number or boolean" if scalar else "a text"
+    allowed = "a text, number or boolean" if scalar else "a text in quotes"
     raise ConfigError(f"{where}: {allowed}, not {type(value).__name__}", 2)
 
 

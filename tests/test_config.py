@@ -107,6 +107,8 @@ def test_tables_and_pairs(tmp_path):
         ({"lifespan": "perhaps"}, "lifespan: 'perhaps' is not one of auto, on, off"),
         ({"header": ["no colon"]}, "header: 'no colon' is not valid"),
         ({"uds_permissions": "999"}, "uds_permissions: '999' is not valid"),
+        ({"uds_permissions": 660}, 'uds_permissions: 660 is 1224 in octal: give "660"$'),
+        ({"ssl_version": 1.2}, r"ssl_version \(TLSv1.2\|TLSv1.3\): a text in quotes, not float$"),
         ({"ssl_context_factory": "x"}, "unknown option 'ssl_context_factory'"),
     ],
 )
