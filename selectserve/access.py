@@ -128,7 +128,7 @@ def log_cycles(
         status = int(cycle.status) or 499  # nginx's number for one that left before an answer
         took = now - cycle.started_at
         mark = ended
-        if cycle.state != "complete":
+        if cycle.state != "complete" or not (cycle.writer.keep_alive or is_whole(cycle)):
             mark = CLIENT_LEFT if eof and cycle.disconnected else ended or CUT_OFF
         if access_log.form is None:
             access_log.write(plain_line(request, client, status, size, took) + mark)
@@ -136,6 +136,13 @@ def log_cycles(
             headers = cycle.response_headers
             exchange = Exchange(request, client, status, size, took, headers, mark)
             access_log.write(access_log.form.line(exchange))
+
+
+def is_whole(cycle: HTTPCycle) -> bool:
+    """Tell whether the client was sent as much as it was told to expect, if it was."""
+    bodiless = cycle.request.method == "HEAD" or cycle.status in (204, 304)
+    declared = find_header(cycle.response_headers, b"content-length")
+    return bodiless or not declared.isdecimal() or cycle.body_sent >= int(declared)
 
 
 def plain_line(request: Request, client: Address, status: int, size: int, seconds: float) -> str:

@@ -796,6 +796,16 @@ def test_an_answer_that_its_app_breaks_off_is_marked(server, client, path, tag):
     server.wait_for_access(rf'{tag} HTTP/1.1" 200 4 [\d.]+ms \(cut off\)')
 
 
+def test_an_answer_shorter_than_its_declared_length_is_marked(server, client, tag):
+    """And no other one: what stands before it on the connection is whole."""
+    paths = (f"/too_much?parts=12345&{tag}-whole", f"/too_much?parts=12|3&{tag}-short")
+    client.send(b"".join([f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() for path in paths]))
+    assert client.read_response().body == b"12345"
+    assert client.read_until_close().endswith(b"\r\n\r\n123")
+    server.wait_for_access(rf'{tag}-whole HTTP/1.1" 200 5 [\d.]+ms$')
+    server.wait_for_access(rf'{tag}-short HTTP/1.1" 200 3 [\d.]+ms \(cut off\)$')
+
+
 def test_bytes_beyond_the_declared_length_are_not_counted(server, client, tag):
     client.get(f"/too_much?parts=123456789&{tag}")
     server.wait_for_access(rf'{tag} HTTP/1.1" 200 5 ')
