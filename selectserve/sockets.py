@@ -344,7 +344,7 @@ def proc_inodes(
     try:
         with open(file, encoding="utf-8", errors="surrogateescape") as rows:
             for row in rows:
-                columns = row.split()
+                columns = row.rstrip("\n").split(None, inode_at + 1)  # a path may have spaces
                 if columns[state_at : state_at + len(states)] == states and columns[name_at:]:
                     if f" {columns[name_at]}".endswith(name):
                         found.add(columns[inode_at])

@@ -370,8 +370,10 @@ def test_a_living_server_is_left_alone(path):
 
 @needs_unix
 @pytest.mark.skipif(not os.path.exists("/proc/net/unix"), reason="this system does not tell")
-def test_a_server_that_does_not_listen_yet_is_left_alone(path):
+@pytest.mark.parametrize("name", ["s.sock", "my app  1.sock", "1 "])
+def test_a_server_that_does_not_listen_yet_is_left_alone(tmp_path, name):
     """Its app is starting: who took the path from it would be the only one to be reached."""
+    path = str(tmp_path / name)
     with open_unix(path) as other:
         inode = os.stat(path).st_ino
         with pytest.raises(ConfigError, match="in use by process") as caught:
