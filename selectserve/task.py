@@ -491,29 +491,32 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
     threading: Any = sys.modules.get("threading")
     if not ours or threading.current_thread() is not threading.main_thread():
         return
-    pools: Any = sys.modules.get("concurrent.futures.thread")
+    pools = sys.modules.get("concurrent.futures.thread")
+    ended = threading.Event()
 
     def join() -> None:
-        if pools is not None:
-            pools._python_exit()  # tells its threads that there is nothing more to come
+        getattr(pools, "_python_exit", int)()  # tells its threads that nothing more is to come
         for thread in ours:
             thread.join()
+        ended.set()
 
     def end() -> None:
-        joining = threading.Thread(target=join, daemon=True)
-        joining.start()
+        threading.Thread(target=join, daemon=True).start()
+        if ended.wait(LAST_TIME):
+            return
+        patience = max(0.0, left())
+        names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
+        error_logger.warning("threads of the app are still at work: %s", names)
         try:
-            joining.join(max(LAST_TIME, left()))
+            if ended.wait(patience):
+                return
         except KeyboardInterrupt:
             pass
-        if joining.is_alive():
-            names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
-            error_logger.warning("ending, though threads of the app are still at work: %s", names)
-            for thread in waited_threads() - ours:
-                thread.join()
-            report = sys.unraisablehook
-            sys.unraisablehook = lambda _: setattr(sys, "unraisablehook", report)
-            raise RuntimeError
+        for thread in waited_threads() - ours:
+            thread.join()
+        report = sys.unraisablehook
+        sys.unraisablehook = lambda _: setattr(sys, "unraisablehook", report)
+        raise RuntimeError
 
     if hasattr(threading, "_register_atexit"):
         threading._register_atexit(end)

@@ -527,7 +527,10 @@ THREADS_AT_WORK = """
         elif scope["path"] == "/pool":
             await selectserve.run_in_thread(work)
         threading.Thread(target=work).start()
-        await selectserve.sleep(1000)
+        if scope["path"] == "/thread":
+            await selectserve.sleep(1000)
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
 
     def wsgi(environ, start_response):
         work()
@@ -550,7 +553,22 @@ def test_threads_at_work_do_not_hold_the_end(serve, module, way, signals):
         server.send_signal()
         server.wait_for_log("shutting down")
         assert (server.stop() if signals == 2 else server.wait()) == 0
-    server.wait_for_log("ending, though threads of the app are still at work: ")
+    server.wait_for_log("threads of the app are still at work: ")
+    assert server.stdout.lines[-1] == "at exit"
+    assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_wait_for_threads(serve, module, number):
+    """It comes when all but they has ended; what is to be done at the end, is."""
+    folder = module(THREADS_AT_WORK)
+    server = serve("usersapp:app", "--app-dir", str(folder))
+    with server.connect() as client:
+        client.request("GET", "/at_once")
+        assert server.stdout.wait_for("at work") and client.read_response().status == 200
+    server.send_signal(number)
+    server.wait_for_log("threads of the app are still at work: ")
+    assert server.stop(number) == 0
     assert server.stdout.lines[-1] == "at exit"
     assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
 
@@ -596,7 +614,7 @@ def test_the_threads_of_a_program_are_waited_for(module):
             client.request("GET", "/thread")
             assert out.wait_for("at work")
             process.send_signal(signal.SIGTERM)
-            assert err.wait_for("ending, though threads of the app are still at work")
+            assert err.wait_for("threads of the app are still at work: ")
         process.stdin.close()
         assert process.wait(DEADLINE) == 5
     finally:
