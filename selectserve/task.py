@@ -501,16 +501,16 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
         ended.set()
 
     def end() -> None:
-        threading.Thread(target=join, daemon=True).start()
-        if ended.wait(LAST_TIME):
-            return
-        patience = max(0.0, left())
-        names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
-        error_logger.warning("threads of the app are still at work: %s", names)
         try:
+            threading.Thread(target=join, daemon=True).start()
+            if ended.wait(LAST_TIME):
+                return
+            patience = max(0.0, left())
+            names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
+            error_logger.warning("threads of the app are still at work: %s", names)
             if ended.wait(patience):
                 return
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # the next signal, at any moment
             pass
         for thread in waited_threads() - ours:
             thread.join()
