@@ -502,10 +502,10 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
 
     def end() -> None:
         try:
+            patience = max(0.0, left())  # asked first: from now on a signal ends the wait
             threading.Thread(target=join, daemon=True).start()
             if ended.wait(LAST_TIME):
                 return
-            patience = max(0.0, left())
             names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
             error_logger.warning("threads of the app are still at work: %s", names)
             if ended.wait(patience):

@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import traceback
 
@@ -29,7 +31,7 @@ from selectserve.task import (
     wait_writable,
 )
 
-from .support import DEADLINE, FakeClock, FakeSelector, ScriptedSocket
+from .support import DEADLINE, ROOT, FakeClock, FakeSelector, ScriptedSocket
 
 NAME = contextvars.ContextVar("NAME", default="unset")
 
@@ -744,3 +746,21 @@ def test_a_step_costs_no_descriptor(world):
     world.settle()
     if before is not None:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_wait_for_threads_can_be_ended_from_its_first_moment_on():
+    """Who is asked how long it may last, takes the signals."""
+    program = """if True:
+        import atexit, signal, sys, threading
+        from selectserve import task
+
+        task.LAST_TIME = 1e6
+        atexit.register(print, "at exit")
+        threading.Thread(target=threading.Event().wait).start()
+        task.limit_threads(set(), lambda: signal.raise_signal(signal.SIGINT) or 1e6)
+        sys.exit(5)
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stdout) == (5, "at exit\n"), done.stderr
+    assert "Traceback" not in done.stderr
