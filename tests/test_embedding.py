@@ -261,6 +261,7 @@ def test_inside_a_loop_of_the_host():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.15
 @pytest.mark.parametrize("loop", ["native", "asyncio"])
 def test_in_a_process_that_the_host_forks_it_has_ended(loop, tmp_path):
     """The selector is one object for both: whatever the child forgot, the parent had, too."""
