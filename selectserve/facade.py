@@ -7,7 +7,7 @@ transports, TLS, subprocesses, executors, signals, is inherited and works as eve
 knows nothing of it: whatever is handed to it is a callable.
 
 asyncio is imported inside functions only, when the app has done so itself or is going to. The
-private names of it that are relied on are the same from Python 3.9 to 3.14; tests/interop runs
+private names of it that are relied on are the same from Python 3.9 to 3.15; tests/interop runs
 CPython's own test_asyncio on this loop to notice when one goes.
 """
 
