@@ -256,10 +256,14 @@ class HTTPCycle(Parking):
             self.task.cancel()
 
     def on_noticed(self) -> None:
-        """The app knows that the client is gone: what follows from that is its own affair."""
+        """The app knows that nothing more will come: what follows is its own affair.
+
+        Who of it waits still, is told now: an app may leave a listener behind, or ask beside it.
+        """
         if self.abandoned is not None:
             self.abandoned.cancel()
             self.abandoned = None
+            self.release_waiters()
 
     def gone(self) -> ClientDisconnected:
         """Return what is raised to an app whose client is gone (spec 2.4)."""

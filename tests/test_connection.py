@@ -214,6 +214,28 @@ def test_a_receive_beside_the_answer_is_told_a_little_later(cancelled):
     assert stage.signalled_at == about(5)  # when the client's time was over
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_receive_beside_an_app_that_knows_the_end_is_told_at_once(asks):
+    """Its app has asked itself, or has left it behind: nobody would tell it later."""
+    left = []
+
+    async def app(scope, receive, send):
+        await receive()
+        beside = receive()
+        left.append((beside, beside.send(None)))
+        await hello(scope, receive, send)
+        if asks:
+            assert await receive() == {"type": "http.disconnect"}
+            assert left[0][1].released
+
+    assert play(Stage(app), GET).statuses == [200]
+    [(beside, waiter)] = left
+    assert waiter.released
+    with pytest.raises(StopIteration) as end:
+        beside.send(None)
+    assert end.value.value == {"type": "http.disconnect"}
+
+
 # -- the last answer arrives -----------------------------------------------------------------------
 
 
