@@ -491,11 +491,12 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
     threading: Any = sys.modules.get("threading")
     if not ours or threading.current_thread() is not threading.main_thread():
         return
-    pools = sys.modules.get("concurrent.futures.thread")
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def join() -> None:
-        getattr(pools, "_python_exit", int)()  # tells its threads that nothing more is to come
+        begun.wait()
+        for kind in ("process", "thread"):  # of pool, to be told that nothing more is to come
+            getattr(sys.modules.get(f"concurrent.futures.{kind}"), "_python_exit", int)()
         for thread in ours:
             thread.join()
         ended.set()
@@ -503,10 +504,12 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
     def end() -> None:
         try:
             patience = max(0.0, left())  # asked first: from now on a signal ends the wait
-            threading.Thread(target=join, daemon=True).start()
-            if ended.wait(LAST_TIME):
-                return
+            begun.set()
+            if any(thread.is_alive() for thread in ours):  # in a fork none is
+                ended.wait(LAST_TIME)
             names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
+            if not names:  # it is a host's pool that does not end
+                return
             error_logger.warning("threads of the app are still at work: %s", names)
             if ended.wait(patience):
                 return
@@ -519,4 +522,5 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
         raise RuntimeError
 
     if hasattr(threading, "_register_atexit"):
+        threading.Thread(target=join, daemon=True).start()  # Python 3.12 starts none at its end
         threading._register_atexit(end)

@@ -573,6 +573,36 @@ def test_a_second_signal_ends_the_wait_for_threads(serve, module, number):
     assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes are forked")
+@pytest.mark.parametrize("kind", ["Process", "Thread"])
+def test_a_pool_that_its_app_leaves_open_does_not_hold_the_end(serve, module, kind):
+    """Its threads are told that nothing more is to come; processes end by theirs."""
+    folder = module(f"""
+        import asyncio, os, selectserve, concurrent.futures, multiprocessing
+
+        context = multiprocessing.get_context("fork")
+        options = {{"mp_context": context}} if "{kind}" == "Process" else {{}}
+        pool = concurrent.futures.{kind}PoolExecutor(1, **options)
+
+        async def app(scope, receive, send):
+            assert scope["type"] == "http"
+            pid = await asyncio.get_running_loop().run_in_executor(pool, os.getpid)
+            await send({{"type": "http.response.start", "status": 200}})
+            await send({{"type": "http.response.body", "body": b"%d" % pid}})
+    """)
+    server = serve("usersapp:app", "--app-dir", str(folder))
+    with server.connect() as client:
+        pid = int(client.get("/").body)
+    server.send_signal()
+    try:
+        server.process.wait(DEADLINE)
+    except subprocess.TimeoutExpired:
+        os.kill(pid, signal.SIGKILL)  # it has our pipes, and would outlive us
+        raise
+    assert server.wait() == 0
+    assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
+
+
 def test_a_start_that_failed_does_not_wait_for_threads(module):
     folder = module("""
         import atexit, threading

@@ -764,3 +764,25 @@ def test_the_wait_for_threads_can_be_ended_from_its_first_moment_on():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (5, "at exit\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_pool_of_a_program_is_no_thread_of_the_app():
+    """Who waits for it has nothing to tell of the app's, which have ended."""
+    program = """if True:
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        from selectserve import task
+
+        go, done = threading.Event(), threading.Event()
+        threading._register_atexit(go.set)  # those that came last are called first
+        ThreadPoolExecutor(1).submit(go.wait)
+        others = task.waited_threads()
+        app = threading.Thread(target=done.wait)
+        app.start()
+        task.limit_threads(others, lambda: 1e6)
+        done.set()
+        app.join()
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (0, "")
