@@ -64,8 +64,8 @@ class Collector:
             if any(self.fruitful):
                 self.lower()
             elif gc.get_threshold() == USUAL_THRESHOLD:
-                self.raised = True
                 gc.set_threshold(self.threshold, *USUAL_THRESHOLD[1:])
+                self.raised = True  # now: `lower` of another thread may have come in between
                 self.reactor.call_from_thread(self.limit)
 
     def limit(self) -> None:
@@ -79,12 +79,16 @@ class Collector:
             if gc.get_threshold()[0] == self.threshold:
                 gc.set_threshold(*USUAL_THRESHOLD)
 
+    def unwatch(self) -> None:
+        """Leave it to Python how often; also in a fork, whose reactor never turns."""
+        if self.on_collection in gc.callbacks:
+            gc.callbacks.remove(self.on_collection)
+        self.lower()
+
     def restore(self) -> None:
         """Leave the collector as it was found."""
         if self.calmed:
             self.calmed = False
-            if self.on_collection in gc.callbacks:
-                gc.callbacks.remove(self.on_collection)
-            self.lower()
+            self.unwatch()
             if self.freeze:
                 gc.unfreeze()

@@ -76,6 +76,7 @@ def watch_forks(leave: Callable[[], object]) -> Callable[[], None]:
 def leave_server(server: Server) -> None:
     """Make the server's copy in a forked process harmless, and each way back to it the end."""
     reactor, service = server.reactor, server.service
+    server.collector.unwatch()
     steppers: list[Any] = [server.stepper, service.stepper]
     kept = [stepper.tasks for stepper in steppers]
     for stepper in steppers:

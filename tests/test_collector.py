@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ import gc, json
 {tuning}
 async def app(scope, receive, send):
     {work}
-    told = [gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()]
+    told = [{told}, gc.get_freeze_count(), gc.isenabled()]
     await send({{"type": "http.response.start", "status": 200}})
     await send({{"type": "http.response.body", "body": json.dumps(told).encode()}})
 """
@@ -39,8 +40,9 @@ async def app(scope, receive, send):
 def ask(serve, tmp_path):
     """Return a function that serves an app with such options, and tells how it is collected."""
 
-    def told(*options, tuning="", work=""):
-        (tmp_path / "collected.py").write_text(APP.format(tuning=tuning, work=work))
+    def told(*options, tuning="", work="", told="gc.get_threshold()"):
+        app = APP.format(tuning=tuning, work=work, told=told)
+        (tmp_path / "collected.py").write_text(app)
         server = serve("collected:app", "--app-dir", str(tmp_path), "--lifespan", "off", *options)
         with server.connect() as client:
             return json.loads(client.get("/").body)
@@ -172,6 +174,41 @@ def test_a_generation_with_garbage_keeps_it_until_it_has_none(collector, generat
     for other in {0, 1, 2} - {generation}:
         assert collected(collector, other, 0) == USUAL[0]
     assert collected(collector, generation, 0) == 5000
+
+
+def test_a_timer_that_comes_in_between_leaves_it_to_the_next(collector, monkeypatch):
+    """Collections happen in any thread, and the reactor's lowers what an earlier one has raised."""
+
+    class Threads:
+        get_threshold, callbacks, unfreeze = gc.get_threshold, gc.callbacks, gc.unfreeze
+
+        @staticmethod
+        def set_threshold(*numbers):
+            monkeypatch.undo()
+            collector.lower()
+            gc.set_threshold(*numbers)
+
+    monkeypatch.setattr("selectserve.garbage.gc", Threads)
+    assert collected(collector, 0, 0) == 5000
+    collector.reactor.later[0][1]()
+    assert gc.get_threshold() == USUAL_THRESHOLD
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_is_python_as_it_is(ask):
+    """Its reactor does not turn, so nothing would end there."""
+    work = f"""
+    import os
+    {KEEP}
+    receiver, sender = os.pipe()
+    if not os.fork():
+        os.write(sender, json.dumps([gc.get_threshold(), len(gc.callbacks)]).encode())
+        os._exit(0)
+    os.wait()
+    scope["told"] = json.loads(os.read(receiver, 1000))
+"""
+    [threshold, callbacks], *_ = ask(work=work, told='scope["told"]')
+    assert (threshold, callbacks) == (USUAL, 0)
 
 
 def test_what_a_program_sets_meanwhile_is_its_own(collector):
