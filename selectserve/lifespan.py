@@ -105,7 +105,7 @@ class Lifespan(Parking):
         if self.status == "running" and (exc is not None or self.failure is not None):
             what = "its lifespan, after startup: there will be no shutdown"
             log_app_error(exc or RuntimeError(self.failure), what, "")
-        elif exc is not None and self.failure is None:
+        elif exc is not None and (self.failure is None or self.status == "stopping"):
             self.failure = exc
         if self.status == "starting" and exc is not None:
             unknown = self.mode == "auto" and not isinstance(exc, GOES_PAST_TASKS)

@@ -474,12 +474,7 @@ class Server:
         self.wake()
 
     def left_for_threads(self) -> float:
-        """Tell how many seconds the app's threads still have to end, when all else has.
-
-        Until the next signal: that ends the wait from now on, not the process as it is.
-        """
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        """Tell how many seconds the app's threads still have to end, when all else has."""
         if self.stops > 1:
             return 0.0
         now = self.reactor.clock()

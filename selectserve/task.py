@@ -12,6 +12,7 @@ wait_readable, run_in_thread), know only ``waiter()`` and ``spawn()`` and work i
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextvars import Context, ContextVar, copy_context
 
@@ -502,8 +503,11 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
         ended.set()
 
     def end() -> None:
+        deadly = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         try:
-            patience = max(0.0, left())  # asked first: from now on a signal ends the wait
+            if deadly:  # for as long as we wait it ends that, not the process as it is
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+            patience = max(0.0, left())
             begun.set()
             if any(thread.is_alive() for thread in ours):  # in a fork none is
                 ended.wait(LAST_TIME)
@@ -515,6 +519,9 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
                 return
         except KeyboardInterrupt:  # the next signal, at any moment
             pass
+        finally:
+            if deadly:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for thread in waited_threads() - ours:
             thread.join()
         report = sys.unraisablehook

@@ -809,6 +809,14 @@ async def raises_on_shutdown(scope, receive, send):
     raise RuntimeError("shutdown code broke")
 
 
+async def warns_and_raises_on_shutdown(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await send({"type": "lifespan.shutdown.failed", "message": "it will break"})
+    await receive()
+    raise RuntimeError("shutdown code broke")
+
+
 async def repeats_messages(scope, receive, send):
     await receive()
     raised = [await attempt(send, {"type": "lifespan.nonsense"})]
@@ -849,4 +857,5 @@ lifespan_fails_after_startup = lifespan_app(fails_after_startup)
 lifespan_tells_and_raises_after_startup = lifespan_app(tells_and_raises_after_startup)
 lifespan_shutdown_fails = lifespan_app(shutdown_fails)
 lifespan_raises_on_shutdown = lifespan_app(raises_on_shutdown)
+lifespan_warns_and_raises_on_shutdown = lifespan_app(warns_and_raises_on_shutdown)
 lifespan_repeats_messages = lifespan_app(repeats_messages)

@@ -854,6 +854,7 @@ def test_the_state_outlives_the_lifespan(serve, app):
     [
         ("lifespan_shutdown_fails", "could not save"),
         ("lifespan_raises_on_shutdown", "shutdown code"),
+        ("lifespan_warns_and_raises_on_shutdown", "shutdown code"),
     ],
 )
 def test_a_failed_shutdown_is_told_and_ends(serve, app, text):

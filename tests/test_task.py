@@ -6,6 +6,7 @@ import contextvars
 import gc
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -748,21 +749,22 @@ def test_a_step_costs_no_descriptor(world):
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_wait_for_threads_can_be_ended_from_its_first_moment_on():
-    """Who is asked how long it may last, takes the signals."""
-    program = """if True:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_wait_for_threads_can_be_ended_from_its_first_moment_on(name):
+    """Behind it a signal is again what it was."""
+    program = f"""if True:
         import atexit, signal, sys, threading
         from selectserve import task
 
         task.LAST_TIME = 1e6
-        atexit.register(print, "at exit")
+        atexit.register(lambda: print("at exit", int(signal.getsignal(signal.SIGTERM))))
         threading.Thread(target=threading.Event().wait).start()
-        task.limit_threads(set(), lambda: signal.raise_signal(signal.SIGINT) or 1e6)
+        task.limit_threads(set(), lambda: signal.raise_signal(signal.{name}) or 1e6)
         sys.exit(5)
     """
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
-    assert (done.returncode, done.stdout) == (5, "at exit\n"), done.stderr
+    assert (done.returncode, done.stdout) == (5, f"at exit {int(signal.SIG_DFL)}\n"), done.stderr
     assert "Traceback" not in done.stderr
 
 
