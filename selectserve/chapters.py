@@ -27,7 +27,7 @@ ROOMS = tuple(
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
     memory service upgrade connection arrival narrator census observer
-    importer welcome inspector signals stray garbage server worker process supervisor
+    importer welcome inspector signals stray ending garbage server worker process supervisor
     reload launch embed
     explain chapters bundle cli gunicorn
     """.split()

@@ -23,6 +23,7 @@ from .arrival import Entrance
 from .census import connection_table, unfinished_work
 from .certificates import make_certificates
 from .config import Config
+from .ending import limit_threads, waited_threads
 from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
 from .garbage import Collector
@@ -50,7 +51,7 @@ from .sockets import SocketFile, describe_address, open_sockets, unix_name
 from .sources import load_env_file
 from .stray import leave_server, watch_forks
 from .systemd import Notifier
-from .task import TIDY_TIME, current_stepper, limit_threads, release, waited_threads
+from .task import TIDY_TIME, current_stepper, release
 from .trace import Tracer
 from .watchdog import Watchdog
 from .welcome import welcome

@@ -12,12 +12,10 @@ wait_readable, run_in_thread), know only ``waiter()`` and ``spawn()`` and work i
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextvars import Context, ContextVar, copy_context
 
 from .errors import Cancelled, ConfigError
-from .logs import error_logger
 from .reactor import EVENT_READ, EVENT_WRITE, Reactor
 
 TYPE_CHECKING = False
@@ -59,7 +57,6 @@ if TYPE_CHECKING:
 
 NO_LOOP_ERRORS = ("NoEventLoopError", "AsyncLibraryNotFoundError")  # of anyio and sniffio
 TIDY_TIME = 2.0  # seconds for cancelled tasks to end, and as many for the threads at work
-LAST_TIME = 0.5  # seconds for idle threads to end
 MAX_THREADS = 40  # of run_in_thread, as many as anyio allows
 # Who steps the tasks of this context; set once by the server, copied into each request's context.
 current_stepper: ContextVar[Stepper] = ContextVar("selectserve_stepper")
@@ -337,7 +334,9 @@ def spawn(coro: Coroutine[Any, Any, object]) -> Cancels:
 def report_task(exc: BaseException | None) -> None:
     """Log what a spawned task died of."""
     if exc is not None and not isinstance(exc, Cancelled):
-        error_logger.error("a spawned task failed", exc_info=exc)
+        import logging
+
+        logging.getLogger("selectserve.error").error("a spawned task failed", exc_info=exc)
 
 
 class Parking:
@@ -468,66 +467,3 @@ def thread_pool_class(wanted_by: str) -> Any:
                     raise
 
     return ThreadPool
-
-
-# -- the end of a process --------------------------------------------------------------------------
-
-
-def waited_threads() -> set[Any]:
-    """Return the threads that Python waits for at its end, but for the main one."""
-    threading: Any = sys.modules.get("threading")
-    if threading is None:
-        return set()
-    main = threading.main_thread()
-    return {one for one in threading.enumerate() if one is not main and not one.daemon}
-
-
-def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
-    """Have Python wait at its end for ``left()`` seconds at most for who is no one of ``others``.
-
-    Its exit code and all else that it does at its end stay: only threading._shutdown, which knows
-    no deadline, is left by an exception.
-    """
-    ours = waited_threads() - others
-    threading: Any = sys.modules.get("threading")
-    if not ours or threading.current_thread() is not threading.main_thread():
-        return
-    begun, ended = threading.Event(), threading.Event()
-
-    def join() -> None:
-        begun.wait()
-        for kind in ("process", "thread"):  # of pool, to be told that nothing more is to come
-            getattr(sys.modules.get(f"concurrent.futures.{kind}"), "_python_exit", int)()
-        for thread in ours:
-            thread.join()
-        ended.set()
-
-    def end() -> None:
-        deadly = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        try:
-            if deadly:  # for as long as we wait it ends that, not the process as it is
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
-            patience = max(0.0, left())
-            begun.set()
-            if any(thread.is_alive() for thread in ours):  # in a fork none is
-                ended.wait(LAST_TIME)
-            names = ", ".join(sorted(thread.name for thread in ours if thread.is_alive()))
-            if not names:  # it is a host's pool that does not end
-                return
-            error_logger.warning("threads of the app are still at work: %s", names)
-            if ended.wait(patience):
-                return
-        except KeyboardInterrupt:  # the next signal, at any moment
-            pass
-        finally:
-            if deadly:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for thread in waited_threads() - ours:
-            thread.join()
-        report = sys.unraisablehook
-        sys.unraisablehook = lambda _: setattr(sys, "unraisablehook", report)
-        raise RuntimeError
-
-    if hasattr(threading, "_register_atexit"):
-        threading.Thread(target=join, daemon=True).start()  # Python 3.12 starts none at its end
-        threading._register_atexit(end)

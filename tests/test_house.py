@@ -22,7 +22,7 @@ ROOMS = """
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
     memory service upgrade connection arrival narrator census observer
-    importer welcome inspector signals stray garbage server worker process supervisor
+    importer welcome inspector signals stray ending garbage server worker process supervisor
     reload launch embed
     explain chapters bundle cli gunicorn
 """.split()
@@ -37,7 +37,7 @@ OWNERS = {
     "import heapq": "reactor",
     "time.monotonic": "reactor",
     "socket.socketpair": "reactor worker",
-    "import signal": "signals server worker process supervisor facade gunicorn",
+    "import signal": "signals ending server worker process supervisor facade gunicorn",
     "import time": "reactor server",
     "import ssl": "tls certificates",
     "import re": "grammar forwarded sources access",
