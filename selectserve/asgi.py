@@ -9,7 +9,7 @@ one sentence that teaches.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from .errors import ClientDisconnected
 from .filesend import open_path, share_file
@@ -212,7 +212,7 @@ class HTTPCycle(Parking):
         self.body_sent = 0
         self.started_at = transport.reactor.now
         self.task: Any = None
-        self.abandoned: Timer | None = None  # runs while the app may wait for what will not come
+        self.abandoned: Timer | None = None  # runs while the app may wait for a client that left
 
     def __repr__(self) -> str:
         return f"<HTTPCycle {self.request!r} {self.state}, input {self.input}>"
@@ -256,14 +256,10 @@ class HTTPCycle(Parking):
             self.task.cancel()
 
     def on_noticed(self) -> None:
-        """The app knows that nothing more will come: what follows is its own affair.
-
-        Who of it waits still, is told now: an app may leave a listener behind, or ask beside it.
-        """
+        """The app knows that the client is gone: what follows from that is its own affair."""
         if self.abandoned is not None:
             self.abandoned.cancel()
             self.abandoned = None
-            self.release_waiters()
 
     def gone(self) -> ClientDisconnected:
         """Return what is raised to an app whose client is gone (spec 2.4)."""
@@ -275,6 +271,9 @@ class HTTPCycle(Parking):
         if self.abandoned is not None:
             self.on_noticed()
         self.owner.cycle_done(self, exc)
+        if self.waiters:  # of a task that it has left behind
+            self.disconnected = self.state != "complete"
+            self.release_waiters()
 
     @property
     def waits_for_client(self) -> bool:
@@ -494,21 +493,27 @@ class HTTPCycle(Parking):
     def end(self) -> None:
         """Tell who waits that nothing more will come, and the app if it miscounted its body.
 
-        A receive() that waits beside the one who answers is told a little later: mostly it is
+        A receive() that waits beside the one who answers is told a few rounds later: mostly it is
         cancelled before, and what it raises would make Django's requests garbage in cycles.
         """
         if len(self.waiters) > self.receiving:  # a send(), too
             self.release_waiters()
         elif self.waiters:
-            reactor = self.stepper.reactor
-            self.abandoned = reactor.call_later(AFTER_TIME, self.release_waiters)
+            self.tell_later(AFTER_ROUNDS)
         fault = self.writer.fault
         if fault:
             self.writer.fault = ""
             raise ValueError(fault)
 
+    def tell_later(self, rounds: int) -> None:
+        """Tell who waits then."""
+        if not rounds:
+            self.release_waiters()
+        elif self.waiters:
+            self.stepper.reactor.call_soon(partial(self.tell_later, rounds - 1))
 
-AFTER_TIME = 0.2  # seconds in which an app that has answered should end a receive() of its own
+
+AFTER_ROUNDS = 10  # of the ready queue, in which an app that has answered ends a receive() beside
 ABANDONED_TIME = 2.0  # seconds in which an app that streams should notice that nobody listens
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
 MAX_DEBUG = 2000  # characters of what http.response.debug tells

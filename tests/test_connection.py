@@ -12,7 +12,6 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from selectserve.asgi import AFTER_TIME
 from selectserve.connection import PIPELINE_WATERMARK
 from selectserve.task import sleep
 from selectserve.transport import HIGH_WATERMARK, READ_SIZE
@@ -185,55 +184,79 @@ def test_who_ends_his_side_in_a_stream_is_probed(ends):
 # -- who waits for the client beside the one who answers -------------------------------------------
 
 
-@pytest.mark.parametrize("cancelled", [True, False])
-def test_a_receive_beside_the_answer_is_told_a_little_later(cancelled):
+@pytest.mark.parametrize("way", ["cancels it", "waits for it", "asks, too", "leaves it behind"])
+def test_a_receive_beside_the_answer_is_told_a_little_later(way):
     """Told at once it would raise in most apps, which cancel it when they have answered."""
-    told = []
-    beside = None
+    left = []
 
     async def app(scope, receive, send):
-        nonlocal beside
         await receive()
         beside = receive()  # as in a task of its own
         waiter = beside.send(None)
+        left.append((beside, waiter))
         await hello(scope, receive, send)
         assert not waiter.released
-        if cancelled:
-            with pytest.raises(GeneratorExit):
-                beside.throw(GeneratorExit)
-            return
-        await waiter
-        with pytest.raises(StopIteration) as end:
-            beside.send(None)
-        told.append((stage.now, end.value.value))
+        if way == "cancels it":
+            beside.close()
+        elif way == "waits for it":
+            await waiter
+        elif way == "asks, too":
+            assert await receive() == {"type": "http.disconnect"}
 
     stage = Stage(app)
-    visitor = play(stage, GET)
-    assert visitor.statuses == [200]
-    assert told == ([] if cancelled else [(about(AFTER_TIME), {"type": "http.disconnect"})])
-    assert stage.signalled_at == about(5)  # when the client's time was over
+    assert play(stage, GET).statuses == [200]
+    [(beside, waiter)] = left
+    assert waiter.released is (way != "cancels it")
+    if waiter.released:
+        with pytest.raises(StopIteration) as end:
+            beside.send(None)
+        assert end.value.value == {"type": "http.disconnect"}
 
 
-@pytest.mark.parametrize("asks", [True, False])
-def test_a_receive_beside_an_app_that_knows_the_end_is_told_at_once(asks):
-    """Its app has asked itself, or has left it behind: nobody would tell it later."""
+@pytest.mark.parametrize("way", ["returns", "raises", "begins"])
+def test_a_receive_that_an_app_leaves_behind_unanswered_is_told(way):
     left = []
 
     async def app(scope, receive, send):
         await receive()
         beside = receive()
         left.append((beside, beside.send(None)))
-        await hello(scope, receive, send)
-        if asks:
-            assert await receive() == {"type": "http.disconnect"}
-            assert left[0][1].released
+        if way == "raises":
+            raise ZeroDivisionError
+        if way == "begins":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"one", "more_body": True})
 
-    assert play(Stage(app), GET).statuses == [200]
+    play(Stage(app), GET)
     [(beside, waiter)] = left
     assert waiter.released
     with pytest.raises(StopIteration) as end:
         beside.send(None)
     assert end.value.value == {"type": "http.disconnect"}
+
+
+def test_who_waits_for_the_end_beside_its_answer_does_not_fill_the_limit():
+    """Its next request comes when it has been told."""
+
+    async def app(scope, receive, send):
+        await receive()
+        beside = receive()
+        waiter = beside.send(None)
+        await hello(scope, receive, send)
+        await waiter
+        beside.close()
+
+    stage = Stage(app, limit_concurrency=1)
+
+    def script(visitor):
+        visitor.connect()
+        for _ in range(20):
+            visitor.say(GET)
+            yield 0.001
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert visitor.statuses == [200] * 20
 
 
 # -- the last answer arrives -----------------------------------------------------------------------
