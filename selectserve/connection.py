@@ -113,6 +113,8 @@ class HTTPConnection:
         self.deadline.close()
         service = self.service
         service.connections.discard(self)
+        if self.awaited == "close":
+            service.parting -= 1
         cycle, self.cycle = self.cycle, None
         if cycle is not None:
             cycle.on_disconnect()
@@ -446,7 +448,9 @@ class HTTPConnection:
     def finish(self, unread: bool) -> None:
         """Close once all is sent; with ``unread`` input, so that the client can read it first."""
         self.deadline.set(NEVER)
-        self.awaited = "close"
+        if self.awaited != "close":
+            self.awaited = "close"
+            self.service.parting += 1
         if unread and not self.parser.eof:
             if self.service.draining:
                 self.deadline.set(self.service.reactor.now + LAST_WORDS)
@@ -533,7 +537,8 @@ class HTTPConnection:
         if service.memory is not None and service.memory.level > 2:
             return True
         limit = service.limit_concurrency
-        return limit > 0 and (len(service.connections) > limit or service.cycles >= limit)
+        count = len(service.connections) - service.parting  # who was refused makes room
+        return limit > 0 and (count > limit or service.cycles >= limit)
 
     def held_bytes(self) -> int:
         """Count the bytes in our buffers."""

@@ -77,3 +77,11 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
     if hasattr(threading, "_register_atexit"):
         threading.Thread(target=join, daemon=True).start()  # Python 3.12 starts none at its end
         threading._register_atexit(end)
+
+
+def join_threads() -> None:
+    """Wait for threads as Python does, in a process that ends otherwise."""
+    try:
+        getattr(sys.modules.get("threading"), "_shutdown", int)()
+    except RuntimeError:  # see limit_threads
+        pass

@@ -81,7 +81,7 @@ class Collector:
 
     def unwatch(self) -> None:
         """Leave it to Python how often; also in a fork, whose reactor never turns."""
-        if self.on_collection in gc.callbacks:
+        if self.on_collection in getattr(gc, "callbacks", ()):  # PyPy has none
             gc.callbacks.remove(self.on_collection)
         self.lower()
 

@@ -46,6 +46,7 @@ LEVELS = {
 }
 MAX_KEPT = 262144  # bytes of log lines that wait for a reader
 RETRY_DELAY = 0.25  # seconds until a full stream is tried again
+LAST_LINES = 2.0  # seconds for a slow reader to take the last lines, at the end
 MAX_COMPLAINTS = 10  # lines a second about what clients do wrong
 LEVEL_COLOURS = {"DEBUG": 36, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 91}
 # What nobody raises to say that a client has left: raised while that was handled, it is a bug.
@@ -69,9 +70,11 @@ class Outlet:
         self.kept = b""
         self.dropped = 0
         self.polled = False  # asked before each write whether it would wait
+        self.shared = False  # a pipe, in which other processes' lines come between two writes
         try:
             self.fd = stream.fileno()
-            waits = not stat.S_ISREG(os.fstat(self.fd).st_mode)
+            mode = os.fstat(self.fd).st_mode
+            waits, self.shared = not stat.S_ISREG(mode), stat.S_ISFIFO(mode)
         except (OSError, ValueError, AttributeError):  # no file: a StringIO or an IDE's
             self.fd = -1
             return
@@ -100,10 +103,9 @@ class Outlet:
         """Write what is kept, as far as that goes without waiting."""
         while self.kept:
             size = len(self.kept)
-            if self.polled:
-                if not can_write(self.fd):
-                    return
-                # A writable pipe takes PIPE_BUF bytes at least, all or nothing (POSIX).
+            if self.polled and not can_write(self.fd):
+                return
+            if self.polled or self.shared:  # a pipe takes so many bytes, all or nothing (POSIX)
                 size = (self.kept.rfind(b"\n", 0, PIPE_BUF) + 1) or PIPE_BUF
             try:
                 self.stream.flush()  # what the app has printed before
@@ -327,6 +329,15 @@ class AccessLog:
             handler.outlet.drain()
             if handler.outlet.kept:
                 self.retry = self.reactor.call_later(RETRY_DELAY, self.try_again)
+
+    def close(self) -> None:
+        """Write what a slow reader has not taken yet, as long as it reads within seconds."""
+        self.flush()
+        outlet, clock = getattr(self.handler, "outlet", None), self.reactor.clock
+        end = clock() + LAST_LINES
+        while outlet is not None and outlet.kept and clock() < end:
+            can_write(outlet.fd, end - clock())
+            outlet.drain()
 
 
 class Complaints:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 
+from .ending import join_threads
 from .errors import ConfigError
 from .importer import load_app
 from .logs import error_logger
@@ -362,6 +363,7 @@ def end_process(code: int) -> None:
     import logging
 
     try:
+        join_threads()
         atexit._run_exitfuncs()
         logging.shutdown()
         for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -366,9 +366,9 @@ class Reactor:
         self.unflushed.clear()
 
 
-def can_write(fd: int) -> bool:
-    """Tell whether one write to ``fd`` goes on at once, or fails at once."""
+def can_write(fd: int, patience: float = 0.0) -> bool:
+    """Tell whether one write to ``fd`` goes on at once, or fails at once; wait so many seconds."""
     try:
-        return bool(select.select([], [fd], [], 0)[1])
+        return bool(select.select([], [fd], [], patience)[1])
     except (OSError, ValueError):
         return True  # Windows knows this only for sockets; a closed one fails by itself

@@ -128,6 +128,7 @@ class Server:
         self.socket_files: list[SocketFile] = []
         self.stops = 0  # how many times the server was told to stop
         self.stopped_at = 0.0  # the first time
+        self.stop_reason: object = None  # the last one
         self.retiring = False  # another process goes on accepting: there is no hurry
         self.waiter: Waits | None = None  # of main, while it waits for a change
         self.urls: list[str] = []
@@ -464,8 +465,14 @@ class Server:
 
     # -- told to stop --------------------------------------------------------------------------
 
-    def stop(self, _reason: object = None) -> None:
-        """Stop serving; called again, skip the drain."""
+    def stop(self, reason: object = None) -> None:
+        """Stop serving; called again, skip the drain.
+
+        What an app raises comes out of a task, and then out of the request that waited for it.
+        """
+        if reason is not None and reason is self.stop_reason:
+            return
+        self.stop_reason = reason
         self.stops += 1
         self.stopped_at = self.stopped_at or self.reactor.clock()
         if self.stops > 2:
@@ -540,6 +547,8 @@ class Server:
         self.entrance.close()
         for connection in list(self.service.connections):
             connection.transport.abort()
+        if self.service.access_log is not None and self.stops < 2:
+            self.service.access_log.close()
         self.reactor.close()
 
 

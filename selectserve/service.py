@@ -71,6 +71,7 @@ class Service:
         self.access_log: AccessLog | None = None
         self.complaints = Complaints(self.reactor)
         self.connections: set[Connected] = set()
+        self.parting = 0  # of them, those that have had their last answer
         self.cycles = 0  # requests in flight, background work included
         self.requests = 0  # requests begun in all
         self.draining: Draining = ""  # gently: a kept connection may ask once more

@@ -569,6 +569,11 @@ async def keyboard_interrupt():
 
 
 @route
+async def keyboard_interrupt_in_a_part():
+    await asyncio.gather(keyboard_interrupt(), asyncio.sleep(60))
+
+
+@route
 async def stop_loop():
     asyncio.get_running_loop().stop()
     await asyncio.sleep(0.01)

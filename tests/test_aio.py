@@ -217,6 +217,17 @@ def test_keyboard_interrupt_stops_the_server(serve):
     assert "APP lifespan shutdown" in server.log_text()
 
 
+def test_keyboard_interrupt_in_a_part_of_a_request_counts_once(serve):
+    """It comes out of the part's task and of the request: the others are not cut off for that."""
+    server = serve("tests.apps_aio:app", "--log-level", "debug")
+    with server.connect() as client, server.connect() as other:
+        other.request("GET", "/sleep")
+        assert client.get("/keyboard_interrupt_in_a_part").status == 500
+        assert other.read_response().status == 200
+    assert server.wait() == 0
+    assert "cancelling" not in server.log_text()
+
+
 def test_loop_stop_is_a_graceful_shutdown(serve):
     server = serve("tests.apps_aio:app")
     with server.connect() as client:

@@ -603,6 +603,30 @@ def test_a_pool_that_its_app_leaves_open_does_not_hold_the_end(serve, module, ki
     assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_work_of_threads_is_not_lost(serve, module, workers):
+    """Neither in a worker: it may end because it has had its number of requests."""
+    folder = module("""
+        import threading, time
+
+        def work():
+            print("at work", flush=True)
+            time.sleep(0.3)
+            print("done", flush=True)
+
+        async def app(scope, receive, send):
+            assert scope["type"] == "http"
+            threading.Thread(target=work).start()
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body"})
+    """)
+    server = serve("usersapp:app", "--app-dir", str(folder), "--workers", workers)
+    with server.connect() as client:
+        assert client.get("/").status == 200
+    assert server.stop() == 0
+    assert [line for line in server.stdout.lines if "GET" not in line] == ["at work", "done"]
+
+
 def test_a_start_that_failed_does_not_wait_for_threads(module):
     folder = module("""
         import atexit, threading

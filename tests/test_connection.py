@@ -259,6 +259,23 @@ def test_who_waits_for_the_end_beside_its_answer_does_not_fill_the_limit():
     assert visitor.statuses == [200] * 20
 
 
+def test_who_was_refused_makes_room():
+    """Though it may read its answer for a while: else a herd were refused to the last one."""
+    stage = Stage(hello, limit_concurrency=2)
+
+    def client(turn):
+        def script(visitor):
+            visitor.connect()
+            yield turn * 0.1
+            visitor.say(GET)
+
+        return script
+
+    visitors = [stage.visit(client(turn)) for turn in range(1, 6)]
+    stage.play()
+    assert [visitor.statuses for visitor in visitors] == [[503], [503], [503], [200], [200]]
+
+
 # -- the last answer arrives -----------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from selectserve.access import CLIENT_LEFT, CUT_OFF, AccessFormat, Exchange, Req
 from selectserve.errors import ClientDisconnected, ConfigError
 from selectserve.http1 import Request
 from selectserve.logs import MAX_COMPLAINTS, MAX_KEPT, Complaints, Outlet, is_disconnect
-from selectserve.reactor import Reactor
+from selectserve.reactor import PIPE_BUF, Reactor
 
 from .support import (
     DEADLINE,
@@ -389,6 +389,50 @@ def test_a_reader_that_sleeps_stops_nobody():
         process.wait(DEADLINE)
         lines.close()
         log.close()
+
+
+def test_a_reader_that_wakes_up_at_the_end_gets_it_all():
+    process = subprocess.Popen(
+        server_command(*APP, "--port", "0"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    log = Lines(process.stderr)
+    try:
+        match = log.wait_for(r"http://127\.0\.0\.1:(\d+)")
+        with RawClient(("127.0.0.1", int(match[1]))) as client:
+            for _ in range(100):  # more than the pipe takes
+                assert client.get("/hello?" + "x" * 1500).body == b"hello"
+        process.send_signal(signal.SIGTERM)
+        assert log.wait_for("shutting down")
+        lines = Lines(process.stdout)
+        assert process.wait(DEADLINE) == 0
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        lines.close()
+        log.close()
+    assert (
+        len(re.findall(r'^INFO: .* - "GET /\S+ HTTP/1\.1" 200 5 .*ms$', lines.text(), re.M)) == 100
+    )
+
+
+def test_lines_of_several_processes_do_not_mix_in_a_pipe(monkeypatch):
+    """What is longer than PIPE_BUF may be torn by another one's write."""
+    sizes = []
+    write = os.write
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        outlet = Outlet(stream)
+        monkeypatch.setattr(
+            os, "write", lambda fd, data: sizes.append(len(data)) or write(fd, data)
+        )
+        outlet.write(("x" * 99 + "\n") * 100)
+        monkeypatch.undo()
+    assert sum(sizes) == 10_000 == len(os.read(reader, 20_000))
+    assert max(sizes) <= PIPE_BUF and not any(size % 100 for size in sizes)
+    os.close(reader)
 
 
 def request_bytes(target: str) -> bytes:
