@@ -448,9 +448,9 @@ class HTTPConnection:
     def finish(self, unread: bool) -> None:
         """Close once all is sent; with ``unread`` input, so that the client can read it first."""
         self.deadline.set(NEVER)
-        if self.awaited != "close":
-            self.awaited = "close"
+        if self.awaited != "close" and self in self.service.connections:
             self.service.parting += 1
+        self.awaited = "close"
         if unread and not self.parser.eof:
             if self.service.draining:
                 self.deadline.set(self.service.reactor.now + LAST_WORDS)

@@ -554,6 +554,7 @@ class Server:
 
 def prepare(config: Config, make: Callable[[], Result]) -> Result | int:
     """Set logging up and ``make`` what is to run, app and all; or return the exit code."""
+    threads = waited_threads()
     chosen = config.log_level if "log_level" in config.values or not config.log_config else None
     try:
         if config.env_file:
@@ -565,10 +566,12 @@ def prepare(config: Config, make: Callable[[], Result]) -> Result | int:
     except ConfigError as exc:
         set_up_logging(config.log_level, config.use_colors)  # if it was that which failed
         error_logger.error("%s", exc)
-        return exc.exit_code
+        code = exc.exit_code
     except KeyboardInterrupt:  # the app's import takes its time; the signals are not ours yet
         error_logger.info("stopped while loading the app")
-        return 0
+        code = 0
     except Exception as exc:
         error_logger.error("the app %r could not be loaded", config.app, exc_info=own_info(exc))
-        return 1
+        code = 1
+    limit_threads(threads, lambda: 0.0)  # of what there was of the app
+    return code

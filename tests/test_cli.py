@@ -644,6 +644,20 @@ def test_a_start_that_failed_does_not_wait_for_threads(module):
     assert "no database" in done.stderr
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_app_that_cannot_be_loaded_is_not_held_by_its_threads(module, workers):
+    folder = module("""
+        import threading
+
+        threading.Thread(target=threading.Event().wait).start()
+        raise ImportError("of half an app")
+    """)
+    options = ["--app-dir", str(folder), "--port", "0", "--workers", workers]
+    done = run_server("usersapp:app", *options)
+    assert done.returncode == 1, done.stderr
+    assert "of half an app" in done.stderr
+
+
 def test_the_threads_of_a_program_are_waited_for(module):
     """Only the app's have a deadline, and nothing of what stands behind run() is lost."""
     program = """
