@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LAST_TIME = 0.5  # seconds for idle threads to end
 
 
+def overhear(_number: int, _frame: object) -> None:
+    """Leave a signal to the supervisor, who gets it, too; but who waits for threads heeds it."""
+
+
 def waited_threads() -> set[Any]:
     """Return the threads that Python waits for at its end, but for the main one."""
     threading: Any = sys.modules.get("threading")
@@ -49,10 +53,13 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
         ended.set()
 
     def end() -> None:
-        deadly = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        taken: dict[signal.Signals, Any] = {}
         try:
-            if deadly:  # for as long as we wait it ends that, not the process as it is
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if handler in (signal.SIG_DFL, overhear):  # now it ends the wait, and nothing else
+                    taken[number] = handler
+                    signal.signal(number, signal.default_int_handler)
             patience = max(0.0, left())
             begun.set()
             if any(thread.is_alive() for thread in ours):  # in a fork none is
@@ -66,8 +73,8 @@ def limit_threads(others: set[Any], left: Callable[[], float]) -> None:
         except KeyboardInterrupt:  # the next signal, at any moment
             pass
         finally:
-            if deadly:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number, handler in taken.items():
+                signal.signal(number, handler)
         for thread in waited_threads() - ours:
             thread.join()
         report = sys.unraisablehook

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 
-from .ending import join_threads
+from .ending import join_threads, overhear
 from .errors import ConfigError
 from .importer import load_app
 from .logs import error_logger
@@ -136,7 +136,7 @@ def fork_process(forget: Callable[[], object], work: Callable[[], int]) -> int:
 
 def leave_signals() -> None:
     """Leave to the supervisor what is meant for it, in a process of its own making."""
-    signal.signal(signal.SIGINT, lambda *_: None)  # see Worker.on_signal
+    signal.signal(signal.SIGINT, overhear)  # see Worker.on_signal
     ignore_signals(*SUPERVISOR_SIGNALS)
 
 

@@ -396,6 +396,8 @@ class Supervisor:
         child.send("hurry")
         if child is self.heir:
             child.send_signal(signal.SIGTERM)
+        elif child.channel is None or not child.channel.is_open:
+            child.send_signal(signal.SIGINT)  # it turns no more: it may wait for threads
         child.last_beat = -CALM
         child.expect(self.reactor.clock() + HURRY_TIME)
 

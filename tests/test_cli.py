@@ -558,11 +558,12 @@ def test_threads_at_work_do_not_hold_the_end(serve, module, way, signals):
     assert "Traceback" not in server.log_text() and "ignored" not in server.log_text()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_wait_for_threads(serve, module, number):
+def test_a_second_signal_ends_the_wait_for_threads(serve, module, number, workers):
     """It comes when all but they has ended; what is to be done at the end, is."""
     folder = module(THREADS_AT_WORK)
-    server = serve("usersapp:app", "--app-dir", str(folder))
+    server = serve("usersapp:app", "--app-dir", str(folder), "--workers", workers)
     with server.connect() as client:
         client.request("GET", "/at_once")
         assert server.stdout.wait_for("at work") and client.read_response().status == 200
