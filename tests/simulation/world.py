@@ -324,7 +324,9 @@ class World:
         self.wakeup = Wakeup(self)
         self.gate = Gate(self)
         self.reactor = Reactor(self, self.clock, wakeup_pair=(self.wakeup, Wakeup(self)))
-        config = Config(app, **{"loop": "native", "access_log": False, "slow_step": 0.0, **options})
+        usual = {"loop": "native", "access_log": False, "slow_step": 0.0}
+        # When garbage is looked for is of the whole process: no two worlds would be the same.
+        config = Config(app, **{**usual, "gc_freeze": False, "gc_threshold": 0, **options})
         self.server = Server(config, self.reactor, self.wall_clock, [self.gate])
         self.service = self.server.service
         self.service.connections = OrderedSet()
