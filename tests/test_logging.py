@@ -355,64 +355,56 @@ def start(*arguments) -> subprocess.Popen:
     )
 
 
-def test_a_reader_that_sleeps_stops_nobody():
+@pytest.fixture
+def unread():
+    """A server of APP whose stdout nobody reads yet: its process, its stderr and its address."""
+    process = subprocess.Popen(
+        server_command(*APP, "--port", "0"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    log = Lines(process.stderr)
+    try:
+        yield process, log, ("127.0.0.1", int(log.wait_for(r"http://127\.0\.0\.1:(\d+)")[1]))
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        process.stdout.close()
+        log.close()
+
+
+def test_a_reader_that_sleeps_stops_nobody(unread):
     """Nobody reads stdout: the pipe is full after 64 KB, and requests go on."""
-    process = subprocess.Popen(
-        server_command(*APP, "--port", "0"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    log = Lines(process.stderr)
-    try:
-        match = log.wait_for(r"http://127\.0\.0\.1:(\d+)")
-        with RawClient(("127.0.0.1", int(match[1]))) as client:
-            target = "/hello?" + "x" * 3000
-            for _ in range(10):
-                client.send(b"".join(request_bytes(target) for _ in range(50)))
-                for _ in range(50):
-                    assert client.read_response().body == b"hello"
-            # now somebody reads: whole lines, and how many there were none of
-            lines = Lines(process.stdout)
-            assert lines.wait_for(r"\d+ log lines were lost: nobody read them"), len(lines.lines)
-            client.get("/last")
-            assert lines.wait_for('"GET /last')
-            text = lines.text().split("\n")
-            lost = sum(int(line.split()[0]) for line in text if "were lost" in line)
-            kept = [line for line in text if "were lost" not in line]
-            assert all(
-                re.fullmatch(r'INFO: .* - "GET /\S+ HTTP/1\.1" \d+ \d+ .*ms', x) for x in kept
-            )
-            assert len(kept) + lost == 501
-    finally:
-        process.kill()
-        process.wait(DEADLINE)
-        lines.close()
-        log.close()
-
-
-def test_a_reader_that_wakes_up_at_the_end_gets_it_all():
-    process = subprocess.Popen(
-        server_command(*APP, "--port", "0"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    log = Lines(process.stderr)
-    try:
-        match = log.wait_for(r"http://127\.0\.0\.1:(\d+)")
-        with RawClient(("127.0.0.1", int(match[1]))) as client:
-            for _ in range(100):  # more than the pipe takes
-                assert client.get("/hello?" + "x" * 1500).body == b"hello"
-        process.send_signal(signal.SIGTERM)
-        assert log.wait_for("shutting down")
+    process, _, address = unread
+    with RawClient(address) as client:
+        target = "/hello?" + "x" * 3000
+        for _ in range(10):
+            client.send(b"".join(request_bytes(target) for _ in range(50)))
+            for _ in range(50):
+                assert client.read_response().body == b"hello"
+        # now somebody reads: whole lines, and how many there were none of
         lines = Lines(process.stdout)
-        assert process.wait(DEADLINE) == 0
-    finally:
-        process.kill()
-        process.wait(DEADLINE)
-        lines.close()
-        log.close()
+        assert lines.wait_for(r"\d+ log lines were lost: nobody read them"), len(lines.lines)
+        client.get("/last")
+        assert lines.wait_for('"GET /last')
+    text = lines.text().split("\n")
+    lost = sum(int(line.split()[0]) for line in text if "were lost" in line)
+    kept = [line for line in text if "were lost" not in line]
+    assert all(re.fullmatch(r'INFO: .* - "GET /\S+ HTTP/1\.1" \d+ \d+ .*ms', x) for x in kept)
+    assert len(kept) + lost == 501
+
+
+def test_a_reader_that_wakes_up_at_the_end_gets_it_all(unread):
+    process, log, address = unread
+    with RawClient(address) as client:
+        for _ in range(100):  # more than the pipe takes
+            assert client.get("/hello?" + "x" * 1500).body == b"hello"
+    process.send_signal(signal.SIGTERM)
+    assert log.wait_for("shutting down")
+    lines = Lines(process.stdout)
+    assert process.wait(DEADLINE) == 0
+    lines.thread.join(DEADLINE)
     assert (
         len(re.findall(r'^INFO: .* - "GET /\S+ HTTP/1\.1" 200 5 .*ms$', lines.text(), re.M)) == 100
     )
