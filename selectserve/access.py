@@ -140,9 +140,8 @@ def log_cycles(
 
 def is_whole(cycle: HTTPCycle) -> bool:
     """Tell whether the client was sent as much as it was told to expect, if it was."""
-    bodiless = cycle.request.method == "HEAD" or cycle.status in (204, 304)
     declared = find_header(cycle.response_headers, b"content-length")
-    return bodiless or not declared.isdecimal() or cycle.body_sent >= int(declared)
+    return cycle.bodiless or not declared.isdecimal() or cycle.body_sent >= int(declared)
 
 
 def plain_line(request: Request, client: Address, status: int, size: int, seconds: float) -> str:

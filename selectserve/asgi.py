@@ -281,10 +281,14 @@ class HTTPCycle(Parking):
         return self.input == "delivered" and self.receiving > 0
 
     @property
+    def bodiless(self) -> bool:
+        """True when the client gets no body, whatever the app sends (RFC 9112 §6.3)."""
+        return self.request.method == "HEAD" or self.status in (204, 304)
+
+    @property
     def body_size(self) -> int:
-        """How many bytes of body the client was sent: none when it asked with HEAD."""
-        bodiless = self.request.method == "HEAD" or self.status in (204, 304)
-        return 0 if bodiless else self.body_sent
+        """How many bytes of body the client was sent."""
+        return 0 if self.bodiless else self.body_sent
 
     # -- the app's two callables ---------------------------------------------------------------
 

@@ -371,9 +371,8 @@ class HTTPConnection:
             service.on_change(exc)
         if exc is None and cycle.state == "complete":
             return
-        if isinstance(exc, KeyboardInterrupt) and service.on_stop is not None:
-            service.on_stop(exc)
         if exc is not None:
+            service.heed(exc)
             hint = cycle.stepper.explain(exc)
             tag = cycle.request_id and f" [{cycle.request_id.decode()}]"
             log_app_error(exc, f"{asked_for(cycle.request)}{tag or ''}", hint)

@@ -52,3 +52,12 @@ class ClientDisconnected(OSError):
 
 class Cancelled(BaseException):
     """Thrown into a task that was cancelled; like asyncio's CancelledError it is no Exception."""
+
+
+def group_parts(exc: BaseException) -> tuple[BaseException, ...]:
+    """Return what an exception group holds, by whatever class it is one (3.11, a backport, anyio).
+
+    () of anything else.
+    """
+    parts = getattr(exc, "exceptions", ())
+    return parts if isinstance(parts, tuple) else ()

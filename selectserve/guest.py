@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .errors import Cancelled, ConfigError
+from .errors import Cancelled, ConfigError, group_parts
 from .reactor import Reactor
 from .task import TIDY_TIME, ignore_end, misses_loop
 
@@ -82,11 +82,10 @@ class TrioTask:
         self.scope.cancel()
 
 
-def told_exit(exc: BaseException) -> BaseException:
+def told_exit(exc: BaseException, removes: int = 10) -> BaseException:
     """Return the KeyboardInterrupt or SystemExit that nurseries have put into groups, else all."""
-    group = getattr(exc, "exceptions", None)
-    for part in group if isinstance(group, tuple) else ():
-        part = told_exit(part)
+    for part in group_parts(exc) if removes else ():
+        part = told_exit(part, removes - 1)
         if isinstance(part, (KeyboardInterrupt, SystemExit)):
             return part
     return exc

@@ -13,7 +13,7 @@ import stat
 import sys
 from importlib import import_module
 
-from .errors import Cancelled, ClientDisconnected, ConfigError
+from .errors import Cancelled, ClientDisconnected, ConfigError, group_parts
 from .reactor import PIPE_BUF, can_write
 from .threadless import lend_locks
 
@@ -281,6 +281,7 @@ class AccessLog:
         self.lines: list[str] = []
         self.retry: Timer | None = None
         self.handler = access_logger.handlers[0] if access_logger.handlers else None
+        self.outlet = self.handler.outlet if type(self.handler) is LogHandler else None
         formatter = None if self.handler is None else self.handler.formatter
         colour = isinstance(formatter, LevelFormatter) and formatter.colour
         plain = isinstance(formatter, LevelFormatter)
@@ -300,7 +301,8 @@ class AccessLog:
         """Tell whether logging would only hand the line to our handler."""
         handler = self.handler
         return (
-            type(handler) is LogHandler
+            handler is not None
+            and self.outlet is not None
             and access_logger.handlers == [handler]
             and not access_logger.filters
             and not handler.filters
@@ -312,28 +314,27 @@ class AccessLog:
     def flush(self) -> None:
         """Write what was gathered."""
         lines, self.lines = self.lines, []
-        handler = self.handler
-        if type(handler) is LogHandler and lines:
+        outlet = self.outlet
+        if outlet is not None and lines:
             try:
-                handler.outlet.write("".join([f"{self.prefix}{line}\n" for line in lines]))
+                outlet.write("".join([f"{self.prefix}{line}\n" for line in lines]))
             except (OSError, ValueError):
                 pass  # closed by the host program
-            if handler.outlet.kept and self.retry is None:
+            if outlet.kept and self.retry is None:
                 self.retry = self.reactor.call_later(RETRY_DELAY, self.try_again)
 
     def try_again(self) -> None:
         """Write what a full stream did not take."""
         self.retry = None
-        handler = self.handler
-        if type(handler) is LogHandler:
-            handler.outlet.drain()
-            if handler.outlet.kept:
+        if self.outlet is not None:
+            self.outlet.drain()
+            if self.outlet.kept:
                 self.retry = self.reactor.call_later(RETRY_DELAY, self.try_again)
 
     def close(self) -> None:
         """Write what a slow reader has not taken yet, as long as it reads within seconds."""
         self.flush()
-        outlet, clock = getattr(self.handler, "outlet", None), self.reactor.clock
+        outlet, clock = self.outlet, self.reactor.clock
         end = clock() + LAST_LINES
         while outlet is not None and outlet.kept and clock() < end:
             can_write(outlet.fd, end - clock())
@@ -379,9 +380,9 @@ def is_disconnect(exc: BaseException | None, removes: int = 10) -> bool:
     """Tell whether ``exc`` only says, at whatever remove, that the client has left."""
     if exc is None or not removes or isinstance(exc, ClientDisconnected):
         return isinstance(exc, ClientDisconnected)
-    group = getattr(exc, "exceptions", None)
-    if group and isinstance(group, tuple):  # of a TaskGroup; it may be what its part was raised in
-        return all(is_disconnect(part, removes - 1) for part in group)
+    parts = group_parts(exc)
+    if parts:  # of a TaskGroup; it may be what its part was raised in
+        return all(is_disconnect(part, removes - 1) for part in parts)
     if exc.__cause__ is None and type(exc).__module__ == "builtins" and isinstance(exc, BUGS):
         return False
     return is_disconnect(exc.__cause__ or exc.__context__, removes - 1)

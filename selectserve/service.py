@@ -79,6 +79,11 @@ class Service:
         self.on_limit: Callable[[], object] | None = None  # limit_max_requests is reached
         self.on_stop: Callable[[BaseException], object] | None = None  # the app wants out
 
+    def heed(self, exc: BaseException) -> None:
+        """Stop if the app wants out: KeyboardInterrupt is not for its request alone."""
+        if isinstance(exc, KeyboardInterrupt) and self.on_stop is not None:
+            self.on_stop(exc)
+
     def renew_date(self) -> None:
         """Keep the Date of the default lines right; asked before each answer, it changes seldom."""
         now = self.reactor.now

@@ -334,9 +334,8 @@ class WebSocketConnection:
         service.cycles -= 1
         if service.on_change is not None:
             service.on_change(exc)
-        if isinstance(exc, KeyboardInterrupt) and service.on_stop is not None:
-            service.on_stop(exc)
         if exc is not None:
+            service.heed(exc)
             hint = session.stepper.explain(exc)
             log_app_error(exc, asked_for(session.request, "WebSocket"), hint)
         if session.state == "open":

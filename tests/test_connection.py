@@ -184,6 +184,19 @@ def test_who_ends_his_side_in_a_stream_is_probed(ends):
 # -- who waits for the client beside the one who answers -------------------------------------------
 
 
+def park(receive):
+    """Call ``receive`` as from a task of its own; return the call, and what it waits for."""
+    beside = receive()
+    return beside, beside.send(None)
+
+
+def told(beside):
+    """Return what such a call returns, once it is released."""
+    with pytest.raises(StopIteration) as end:
+        beside.send(None)
+    return end.value.value
+
+
 @pytest.mark.parametrize("way", ["cancels it", "waits for it", "asks, too", "leaves it behind"])
 def test_a_receive_beside_the_answer_is_told_a_little_later(way):
     """Told at once it would raise in most apps, which cancel it when they have answered."""
@@ -191,8 +204,7 @@ def test_a_receive_beside_the_answer_is_told_a_little_later(way):
 
     async def app(scope, receive, send):
         await receive()
-        beside = receive()  # as in a task of its own
-        waiter = beside.send(None)
+        beside, waiter = park(receive)
         left.append((beside, waiter))
         await hello(scope, receive, send)
         assert not waiter.released
@@ -208,9 +220,7 @@ def test_a_receive_beside_the_answer_is_told_a_little_later(way):
     [(beside, waiter)] = left
     assert waiter.released is (way != "cancels it")
     if waiter.released:
-        with pytest.raises(StopIteration) as end:
-            beside.send(None)
-        assert end.value.value == {"type": "http.disconnect"}
+        assert told(beside) == {"type": "http.disconnect"}
 
 
 @pytest.mark.parametrize("way", ["returns", "raises", "begins"])
@@ -219,8 +229,7 @@ def test_a_receive_that_an_app_leaves_behind_unanswered_is_told(way):
 
     async def app(scope, receive, send):
         await receive()
-        beside = receive()
-        left.append((beside, beside.send(None)))
+        left.append(park(receive))
         if way == "raises":
             raise ZeroDivisionError
         if way == "begins":
@@ -230,9 +239,7 @@ def test_a_receive_that_an_app_leaves_behind_unanswered_is_told(way):
     play(Stage(app), GET)
     [(beside, waiter)] = left
     assert waiter.released
-    with pytest.raises(StopIteration) as end:
-        beside.send(None)
-    assert end.value.value == {"type": "http.disconnect"}
+    assert told(beside) == {"type": "http.disconnect"}
 
 
 def test_who_waits_for_the_end_beside_its_answer_does_not_fill_the_limit():
@@ -240,8 +247,7 @@ def test_who_waits_for_the_end_beside_its_answer_does_not_fill_the_limit():
 
     async def app(scope, receive, send):
         await receive()
-        beside = receive()
-        waiter = beside.send(None)
+        beside, waiter = park(receive)
         await hello(scope, receive, send)
         await waiter
         beside.close()
