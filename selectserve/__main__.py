@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .cli import main
+from selectserve.cli import main  # absolute: anyio's processes load this file by its path
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -209,6 +209,12 @@ def test_a_small_python_can_import_it(room):
     assert "__file__" not in names or room == "bundle", room
 
 
+def test_the_main_file_can_be_loaded_by_its_path():
+    """As anyio and others do in a process of their own: it has no package then."""
+    froms = [node for node in ast.walk(TREES["__main__"]) if isinstance(node, ast.ImportFrom)]
+    assert [node.module for node in froms if node.level] == []
+
+
 def test_names_are_unique():
     """One file has one namespace: no two rooms define the same name at their top level."""
     seen = {"TYPE_CHECKING": "every room"}

@@ -16,7 +16,7 @@ LIBRARIES = {
     "aiohttp": ["plain 0", "plain 1", "plain 2"],
     "websockets": "HELLO",
     "sqlalchemy": ["one", "two"],
-    "anyio": ["asyncio", [0, 1, 2], True, "from a process\n", None],
+    "anyio": ["asyncio", [0, 1, 2], True, "from a process\n", None, 4],
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 
 import aiohttp
 import anyio
+import anyio.to_process
 import anyio.to_thread
 import httpx
 import sniffio
@@ -95,6 +96,7 @@ async def use_anyio(request):
         await anyio.sleep(3600)
     process = await anyio.run_process(["echo", "from a process"])
     thread = await anyio.to_thread.run_sync(lambda: anyio.from_thread.run(anyio.sleep, 0))
+    four = await anyio.to_process.run_sync(abs, -4)
     return JSONResponse(
         [
             sniffio.current_async_library(),
@@ -102,6 +104,7 @@ async def use_anyio(request):
             scope.cancelled_caught,
             process.stdout.decode(),
             thread,
+            four,
         ]
     )
 
