@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from selectserve.chapters import AT_ONCE, RARE, READABLE, ROOMS, TOGETHER, Chapter
+from selectserve.chapters import AT_ONCE, NEIGHBOURS, RARE, READABLE, ROOMS, TOGETHER, Chapter
 from selectserve.errors import ConfigError
 
 from .support import DEADLINE, UNDER_TEST, RawClient, Server
@@ -243,3 +243,4 @@ def test_the_word_itself_is_taken():
 
 def test_the_lists_name_rooms():
     assert AT_ONCE < READABLE <= set(ROOMS) and TOGETHER < RARE <= set(ROOMS) - READABLE
+    assert sorted(NEIGHBOURS) == sorted(set(ROOMS) - READABLE - {"chapters"})
