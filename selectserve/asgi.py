@@ -102,34 +102,44 @@ def request_scope(
     """Build the scope of one request (ASGI HTTP and WebSocket: connection scope), all of it new.
 
     It is that of an HTTP request; for a WebSocket the caller changes type and scheme, and has
-    subprotocols in the place of the method.
+    subprotocols in the place of the method. From the third time on that the parser shows the same
+    request, what nobody can change in a scope is copied from the last one.
     """
-    raw_path = request.raw_path
-    path = decode_path(raw_path) if PERCENT in raw_path else raw_path.decode("latin-1")
-    if root_path:
-        path = root_path + path
-        raw_path = root_path.encode() + raw_path
-    plain, untraced = transport.secure is None, transport.trace is None
-    if plain and untraced and scope_type == "http":
-        offers = USUAL_OFFERS[request.http_version]
+    memo = request.memo
+    if memo and transport.trace is None:
+        scope: Scope = memo.copy()
+        offers = scope["extensions"]
     else:
-        offers = offered_to(scope_type, request.http_version, plain, untraced)
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
-        "http_version": request.http_version,
-        "method": request.method,
-        "scheme": "https" if transport.secure else "http",
-        "path": path,
-        "raw_path": raw_path,
-        "query_string": request.query_string,
-        "root_path": root_path,
-        "headers": request.headers,
-        "client": transport.peer,
-        "server": transport.local,
-        # one empty dict a request for all those that have nothing to say
-        "extensions": dict.fromkeys(offers, {}),
-    }
+        raw_path = request.raw_path
+        path = decode_path(raw_path) if PERCENT in raw_path else raw_path.decode("latin-1")
+        if root_path:
+            path = root_path + path
+            raw_path = root_path.encode() + raw_path
+        plain, untraced = transport.secure is None, transport.trace is None
+        if plain and untraced and scope_type == "http":
+            offers = USUAL_OFFERS[request.http_version]
+        else:
+            offers = offered_to(scope_type, request.http_version, plain, untraced)
+        scope = {
+            "type": "http",
+            "asgi": None,
+            "http_version": request.http_version,
+            "method": request.method,
+            "scheme": "https" if transport.secure else "http",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": request.query_string,
+            "root_path": root_path,
+            "headers": None,
+            "client": transport.peer,
+            "server": transport.local,
+            "extensions": offers,
+        }
+        request.memo = False if memo is None or not untraced else scope.copy()
+    scope["asgi"] = {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION}
+    scope["headers"] = request.headers.copy()
+    # one empty dict a request for all those that have nothing to say
+    scope["extensions"] = dict.fromkeys(offers, {})
     if transport.secure is not None:
         scope["extensions"]["tls"] = transport.secure.copy()
     if state is not None:
@@ -367,13 +377,13 @@ class HTTPCycle(Parking):
             status = message["status"]
         except KeyError:
             raise TypeError("http.response.start needs a status") from None
-        headers = message.get("headers", ())
+        headers = message["headers"] if "headers" in message else ()
         if self.request_id:
             headers = with_request_id(headers, self.request_id)
         if self.transport.reactor.now != self.started_at:
             self.owner.renew_date()  # RFC 9110 §6.6.1: it is of the answer, not of the question
         writer = self.writer
-        if message.get("trailers"):
+        if "trailers" in message and message["trailers"]:
             accepts = b"trailers" in field_list(self.request.headers, b"te")
             writer.start(status, headers, True, accepts)
         else:
@@ -384,12 +394,12 @@ class HTTPCycle(Parking):
 
     def on_body(self, message: Message) -> None:
         """Frame and write a piece of the body."""
-        body = message.get("body", b"")
+        body = message["body"] if "body" in message else b""  # get() is a call more
         if type(body) is not bytes:
             if not isinstance(body, (bytes, bytearray, memoryview)):
                 raise TypeError(f"http.response.body needs bytes, not {type(body).__name__}")
             body = bytes(body)  # a copy: the app may overwrite its buffer afterwards
-        more = bool(message.get("more_body", False))
+        more = "more_body" in message and bool(message["more_body"])
         writer = self.writer
         if self.input == "open" and writer.framing == "held" and self.unread_is_much():
             writer.keep_alive = False  # decided when the head goes out: it has to say so
@@ -398,15 +408,15 @@ class HTTPCycle(Parking):
         if writer.fault and writer.declared is not None:
             self.body_sent = min(self.body_sent, writer.declared)
         self.transport.write(pieces)
-        if more and not writer.fault:
-            self.state = "streaming"
-        elif writer.trailers and not writer.fault:
-            self.state = "trailing"
-        else:
+        if writer.framing == "complete":
             self.state = "complete"
             self.owner.response_complete(self)
             if self.waiters or writer.fault:
                 self.end()
+        elif more:
+            self.state = "streaming"
+        else:
+            self.state = "trailing"
 
     def on_pathsend(self, message: Message) -> None:
         """Send the file at a path as the whole body (spec: path send)."""

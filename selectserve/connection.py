@@ -232,7 +232,10 @@ class HTTPConnection:
             keep_alive = False
             service.on_limit()
         self.writer.begin(request.method, request.http_version, keep_alive)
-        request_id = b"" if service.request_ids is None else service.request_ids.give(request)
+        request_id = b""
+        if service.request_ids is not None:
+            request = request.twin()
+            request_id = service.request_ids.give(request)
         scope = request_scope(request, transport, service.root_path, service.state)
         if service.fields.forwarded and service.proxies is not None:
             service.proxies.apply(scope)
@@ -241,7 +244,6 @@ class HTTPConnection:
         self.cycle = cycle
         self.deadline.at = NEVER
         self.awaited = "app"
-        self.body_progress = 0
         service.cycles += 1
         if request.chunked or request.content_length:
             self.begin_body(cycle)
@@ -337,8 +339,11 @@ class HTTPConnection:
             talking = cycle.request.keep_alive or self.parser.buffered > 0
             self.finish(talking or cycle.input == "open")
             return
-        self.discarded = 0
-        self.awaited = "rest" if cycle.input == "open" else "request"
+        if cycle.input == "open":
+            self.awaited = "rest"
+            self.discarded = 0
+        else:
+            self.awaited = "request"
         # not reactor.now: the app may have held this turn for longer than that
         self.deadline.set(service.reactor.clock() + service.timeout_keep_alive)
         if not transport.reading or len(parser.buffer) > parser.position:

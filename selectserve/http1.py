@@ -31,7 +31,7 @@ from .grammar import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, NoReturn, Union
+    from typing import Any, Callable, NoReturn, Union
 
     Headers = list[tuple[bytes, bytes]]
     HTTPEvent = Union["Request", "Data", "EndOfMessage", "NeedData", "Closed"]
@@ -79,6 +79,7 @@ class Request:
         "headers",
         "http_version",
         "keep_alive",
+        "memo",
         "method",
         "query_string",
         "raw_path",
@@ -100,6 +101,14 @@ class Request:
         self.upgrade = False
         self.content_length: int | None = None
         self.chunked = False
+        self.memo: Any = None  # of who serves it: the same request may come again
+
+    def twin(self) -> Request:
+        """Return a copy that may be changed: the parser may show this one again."""
+        twin = Request.__new__(Request)
+        for name in Request.__slots__:
+            setattr(twin, name, getattr(self, name))
+        return twin
 
     @property
     def has_body(self) -> bool:
@@ -154,14 +163,14 @@ class RequestParser:
         "extension_bytes",
         "failure",
         "fields",
+        "head",
+        "last",
         "limits",
         "position",
         "read",
         "request",
         "scanned",
         "section",
-        "section_headers",
-        "section_length",
     )
 
     def __init__(self, limits: Limits | None = None, fields: FieldLines | None = None) -> None:
@@ -172,9 +181,9 @@ class RequestParser:
         self.scanned = 0  # no line end that is looked for lies before it
         self.eof = False
         self.empty_lines = 0
-        self.section = b"\n"  # the last header section, if the next may be the same
-        self.section_headers: Headers = []
-        self.section_length: int | None = None
+        self.head: bytes | bytearray | None = None  # the last plain one: the next may be the same…
+        self.section: bytes | bytearray | None = None  # …or have the same fields
+        self.last = NO_REQUEST  # what it was read as
         self.request = NO_REQUEST  # the one whose head or body is being read
         self.body_left = 0  # of the whole body, or of the chunk
         self.body_received = 0
@@ -247,23 +256,30 @@ class RequestParser:
     def read_idle(self) -> HTTPEvent:
         """Read a plain head that is here from end to end: most are, and it halves the time.
 
-        Whatever is not as plain as that is left untouched, for the other states to read step
-        by step.
+        One that is the last one again, as clients of APIs repeat theirs, is the same Request.
+        Whatever is not so plain is left untouched, for the other states to read step by step.
         """
         buffer, position = self.buffer, self.position
-        line_end = buffer.find(b"\r\n", position)
-        plain = PLAIN_REQUEST_LINE.fullmatch(buffer, position, line_end)
-        end = buffer.find(b"\r\n\r\n", line_end)
-        if plain is None or not 0 <= end - position <= self.limits.plain_head:
-            return self.skip_empty_lines()
-        name, target, raw_path, query_string = plain.groups(b"")
-        request = Request(METHODS[name], target, raw_path, query_string, "1.1")
-        section = buffer[line_end + 2 : end]
-        if section == self.section:  # clients repeat themselves
-            request.headers = self.section_headers.copy()
-            request.content_length = self.section_length
-        elif not self.read_plain_section(request, bytes(section)):
-            return self.skip_empty_lines()
+        end = buffer.find(b"\r\n\r\n", position)
+        head = buffer[position:end]
+        if head == self.head and end > 0:
+            request = self.last
+        else:
+            line_end = buffer.find(b"\r\n", position)
+            plain = PLAIN_REQUEST_LINE.fullmatch(buffer, position, line_end)
+            if plain is None or not 0 <= end - position <= self.limits.plain_head:
+                return self.skip_empty_lines()
+            name, target, raw_path, query_string = plain.groups(b"")
+            request = Request(METHODS[name], target, raw_path, query_string, "1.1")
+            section = buffer[line_end + 2 : end]
+            if section == self.section:
+                request.headers = self.last.headers
+                request.content_length = self.last.content_length
+                self.head, self.last = head, request
+            elif not self.read_plain_section(request, bytes(section)):
+                return self.skip_empty_lines()
+            elif request.keep_alive and not request.upgrade | request.expect_continue:
+                self.head, self.section, self.last = head, section, request
         self.request = request
         self.position = end + 4
         self.empty_lines = 0
@@ -275,11 +291,7 @@ class RequestParser:
         return request
 
     def read_plain_section(self, request: Request, section: bytes) -> bool:
-        """Read all fields into ``request``; False if there is anything to refuse or to stream.
-
-        A plain section is remembered until the connection sends another one, or ends: browsers
-        and clients of APIs repeat theirs.
-        """
+        """Read all fields into ``request``; False if there is anything to refuse or to stream."""
         lines = section.split(b"\r\n") if section else []
         if len(lines) > self.limits.header_fields:
             return False
@@ -289,13 +301,7 @@ class RequestParser:
         except ProtocolError:
             return False
         length = request.content_length
-        if request.chunked or (length and length > self.limits.body_size > 0):
-            return False
-        if request.keep_alive and not request.upgrade | request.expect_continue:
-            self.section = section
-            self.section_length = length
-            self.section_headers = request.headers.copy()
-        return True
+        return not request.chunked and not (length and length > self.limits.body_size > 0)
 
     def skip_empty_lines(self) -> HTTPEvent:
         """Skip the few empty lines that may stand before a request line (RFC 9112 §2.2)."""

@@ -72,26 +72,28 @@ class Deadline:
     few seconds instead of two a request.
     """
 
-    __slots__ = ("action", "at", "reactor", "timer")
+    __slots__ = ("action", "at", "looked_at", "reactor", "timer")
 
     def __init__(self, reactor: Reactor, action: Callable[[], object]) -> None:
         self.reactor = reactor
         self.action: Callable[[], object] | None = action
         self.at = NEVER
         self.timer: Timer | None = None
+        self.looked_at = NEVER  # when the timer comes up
 
     def set(self, at: float) -> None:
         """Move the moment to ``at`` on the reactor's clock; NEVER disarms."""
         self.at = at
-        timer = self.timer
-        if at != NEVER and (timer is None or at < timer.at):
-            if timer is not None:
-                timer.cancel()
+        if at < self.looked_at:
+            if self.timer is not None:
+                self.timer.cancel()
             self.timer = self.reactor.call_at(at, self.look)
+            self.looked_at = at
 
     def look(self) -> None:
         """Run the action if the moment has come, else come back when it has."""
         self.timer = None
+        self.looked_at = NEVER
         if self.at <= self.reactor.now:
             self.at = NEVER
             if self.action is not None:

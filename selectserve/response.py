@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Literal
 
+    KnownHead = tuple[bytes, int | None, int | None]
     Framing = Literal[
         "idle", "waiting", "held", "length", "chunked", "until-close", "bodiless", "complete"
     ]
@@ -47,11 +48,17 @@ FORBIDDEN_TRAILERS = frozenset(
 class DefaultLines:
     """The header lines that every answer carries unless the app gave its own (RFC 9110 §6.6.1)."""
 
-    __slots__ = ("date", "server")
+    __slots__ = ("block", "date", "server")
 
     def __init__(self, date: bytes = b"", server: bytes = b"") -> None:
         self.date = date
         self.server = server
+        self.block = server + date
+
+    def set_date(self, date: bytes) -> None:
+        """Take the line of this second."""
+        self.date = date
+        self.block = self.server + date
 
 
 class ResponseLines(dict["tuple[bytes, ...]", bytes]):
@@ -62,8 +69,9 @@ class ResponseLines(dict["tuple[bytes, ...]", bytes]):
     def __init__(self) -> None:
         super().__init__()
         self.special: dict[tuple[bytes, ...], tuple[bytes, bytes]] = {}
-        # Whole heads, by status and headers: status and header lines, and the Content-Length
-        self.heads: dict[tuple[int, tuple[Iterable[bytes], ...]], tuple[bytes, int | None]] = {}
+        # Whole heads, by status and headers: status and header lines, the Content-Length, and
+        # the same if that is the length of a body
+        self.heads: dict[tuple[int, tuple[Iterable[bytes], ...]], KnownHead] = {}
 
     def __missing__(self, pair: tuple[bytes, ...]) -> bytes:
         name, value = check_pair(pair)
@@ -192,21 +200,21 @@ class ResponseWriter:
         ``trailers`` are promised by the app, and sent if the client accepts them (TE: trailers).
         """
         pairs = tuple(headers)
-        self.trailers = trailers and self.http_version == "1.1"
-        self.accepts_trailers = accepts_trailers
         try:
-            known = None if trailers else self.lines.heads.get((status, pairs))
+            known = self.lines.heads.get((status, pairs))
         except TypeError:  # lists for pairs; or not bytes, encode_head says which
             known = None
-        if known is None or type(status) is float:  # 200.0 is found as 200
+        if known is None or trailers or type(status) is float:  # 200.0 is found as 200
+            self.trailers = trailers and self.http_version == "1.1"
+            self.accepts_trailers = accepts_trailers
             self.head = self.encode_head(status, tuple(map(tuple, pairs)))
+            whole = None if trailers or status in (204, 304) else self.declared
         else:
-            lines, self.declared = known
-            self.head = lines + self.defaults.server + self.defaults.date
-        bodiless = trailers or status == 204 or status == 304
-        self.whole = self.declared if self.usual and not bodiless else None
+            self.trailers = False
+            lines, self.declared, whole = known
+            self.head = lines + self.defaults.block
+        self.whole = whole if self.usual else None
         self.status = status
-        self.fault = ""
         self.framing = "held"
 
     def encode_head(self, status: int, pairs: tuple[tuple[bytes, ...], ...]) -> bytes:
@@ -222,7 +230,8 @@ class ResponseWriter:
         special = list(filter(None, map(table.special.get, pairs)))
         full = self.apply_special(status, lines, special)
         if full.startswith(lines) and table.may_keep(pairs, special):
-            table.heads[status, pairs] = (lines, self.declared)
+            whole = None if status in (204, 304) else self.declared
+            table.heads[status, pairs] = (lines, self.declared, whole)
         return full
 
     def apply_special(

@@ -520,7 +520,7 @@ class Server:
     def tell_date(self) -> float:
         """Renew the Date line; return for how many seconds it holds."""
         now = self.wall_clock()
-        self.service.defaults.date = b"date: " + http_date(now) + b"\r\n"
+        self.service.defaults.set_date(b"date: " + http_date(now) + b"\r\n")
         return 1.0 - now % 1.0
 
     def on_asyncio(self, stepper: Stepper) -> None:

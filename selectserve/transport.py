@@ -223,11 +223,13 @@ class Transport:
         if not self.out:
             self.reactor.unflushed.append(self)
         self.out += pieces
+        size = self.out_size
         for piece in pieces:  # two, as a rule: sum(map(len, pieces)) costs more
-            self.out_size += len(piece)
+            size += len(piece)
+        self.out_size = size
         if self.trace:
-            self.trace("write", self, f"{self.out_size} bytes wait")
-        if self.out_size > HIGH_WATERMARK:
+            self.trace("write", self, f"{size} bytes wait")
+        if size > HIGH_WATERMARK:
             self.flush()  # sending now instead of at the end of the turn often makes room
             if self.out_size > HIGH_WATERMARK and not self.writing_paused:
                 self.writing_paused = True
@@ -343,8 +345,10 @@ class Transport:
         """Send as much as the socket takes: the one place that sends."""
         out = self.out
         try:
-            if self.out_size <= JOIN_LIMIT or not HAVE_SENDMSG:
-                sent = self.sock.send(out[0] if len(out) == 1 else b"".join(out))
+            if len(out) == 1:
+                sent = self.sock.send(out[0])
+            elif self.out_size <= JOIN_LIMIT or not HAVE_SENDMSG:
+                sent = self.sock.send(b"".join(out))
             else:
                 sent = self.sock.sendmsg(out[:MAX_PIECES])
         except (BlockingIOError, InterruptedError):
@@ -584,17 +588,13 @@ class NoProtocol:
     def data_received(self, data: bytes) -> None:
         """Nobody is told."""
 
-    def eof_received(self) -> None:
-        """Nobody is told."""
-
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is told."""
 
-    def pause_writing(self) -> None:
+    def eof_received(self) -> None:
         """Nobody is told."""
 
-    def resume_writing(self) -> None:
-        """Nobody is told."""
+    pause_writing = resume_writing = eof_received
 
 
 NO_PROTOCOL = NoProtocol()

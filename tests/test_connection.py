@@ -6,6 +6,7 @@ what must hold for every conversation is in the simulation.
 
 from __future__ import annotations
 
+import copy
 import re
 import socket
 from email.utils import parsedate_to_datetime
@@ -128,6 +129,34 @@ def test_the_date_is_of_the_answer():
     visitor = play(stage, GET)
     date = re.search(rb"date: (.*)\r\n", visitor.received)[1].decode()
     assert parsedate_to_datetime(date).timestamp() == int(began + 90)
+
+
+def spoil(value):
+    """Change all that can be changed in an app's scope."""
+    if isinstance(value, dict):
+        for part in value.values():
+            spoil(part)
+        value["spoilt"] = True
+    elif isinstance(value, list):
+        value.append((b"spoilt", b"yes"))
+
+
+@pytest.mark.parametrize("options", [{}, {"root_path": "/mount"}, {"trace": True}], ids=repr)
+def test_a_request_that_comes_again_has_a_scope_of_its_own(options):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(copy.deepcopy(scope))
+        await hello(scope, receive, send)
+        spoil(scope)
+
+    stage = Stage(app, **options)
+    stage.world.service.state = {"of": "the lifespan"}
+    play(stage, GET * 6 + GET.replace(b"/", b"/other", 1) + GET * 2)
+    other = seen.pop(6)
+    assert other["path"] != seen[0]["path"] and len(seen) == 8
+    assert all(scope == seen[0] for scope in seen)
+    assert set(seen[0]) == set(other) and "spoilt" not in str(seen)
 
 
 # -- refusals --------------------------------------------------------------------------------------

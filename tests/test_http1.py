@@ -172,8 +172,9 @@ SPICES = [
 
 
 def mutated(rng):
-    """Return a few real requests in a row with a few bytes changed."""
-    data = bytearray(b"".join(rng.choice(SEEDS) for _ in range(rng.randint(1, 3))))
+    """Return a few real requests in a row, often the same ones, with a few bytes changed."""
+    seeds = rng.sample(SEEDS, 2) if rng.random() < 0.5 else SEEDS
+    data = bytearray(b"".join(rng.choice(seeds) for _ in range(rng.randint(1, 4))))
     for _ in range(rng.randint(0, 4)):
         place = rng.randint(0, len(data))
         kind = rng.randint(0, 3)
@@ -404,6 +405,30 @@ def test_a_whole_body_stands_for_its_events():
         assert isinstance(parser.next_event(), Request)
         assert parser.take_whole_body() == body
     assert parser.next_event() is NEED_DATA and parser.buffered == 0
+
+
+def test_a_head_that_comes_again_is_the_same_request():
+    """So it must be it from the first byte to the last, and its end must be here."""
+    first, other = (b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path for path in (b"a", b"b"))
+    parser = RequestParser()
+    requests = []
+    for data in (first, first, first[:-1], b"\n", other, POST + b"hello", POST, b"hello"):
+        parser.receive_data(data)
+        while (event := parser.next_event()) is not NEED_DATA:
+            requests += [event] if isinstance(event, Request) else []
+    assert [request.raw_path for request in requests] == [b"/a"] * 3 + [b"/b", b"/", b"/"]
+    assert requests[0] is requests[1] and requests[4] is requests[5]
+    assert len(set(map(id, requests))) == 4  # in two reads it is read step by step
+
+
+@pytest.mark.parametrize("last", [b"", POST + b"hello"], ids=["first", "later"])
+@pytest.mark.parametrize("noise", [b"\n\r\n\r\n", b"\0\r\n\r\n", b"a\r\n\r\n", b":\r\n\r\n"])
+def test_nothing_is_the_same_as_no_head(last, noise):
+    parser = RequestParser()
+    parser.receive_data(last + noise)
+    with pytest.raises(ProtocolError):
+        while parser.next_event() is not NEED_DATA:
+            pass
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,13 @@ def test_ids_end_to_end(serve):
         response = client.get("/scope", "X-Request-ID: from-outside")
         assert response.get("x-request-id") == b"from-outside"
         assert client.get("/hello").get("x-request-id") not in (own, b"from-outside", None)
+        made = [client.get("/scope") for _ in range(4)]  # the same request again, and a new id
+        ids = [response.get("x-request-id") for response in made]
+        assert len(set(ids)) == 4
+        assert all(
+            response.body.count(b"x-request-id") == 1 and repr(one).encode() in response.body
+            for response, one in zip(made, ids)
+        )
     plain = serve(*APP)
     with plain.connect() as client:
         assert client.get("/hello").get("x-request-id") is None
