@@ -19,6 +19,12 @@ if load == "browser" then -- twelve, and wrk adds Host
     ["Accept-Encoding"] = "gzip, deflate, br, zstd",
     ["Accept-Language"] = "en-GB,en;q=0.9,de;q=0.8",
   }
+elseif load == "paths" then
+  local number = 0
+  function request()
+    number = number + 1
+    return wrk.format(nil, "/items/" .. number)
+  end
 elseif load == "post" then
   wrk.method = "POST"
   wrk.body = string.rep("x", size)

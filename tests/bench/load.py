@@ -43,8 +43,8 @@ def http_load(
 ) -> Outcome:
     """Ask `url` over `connections` connections for `seconds` (rounded up to whole ones by wrk).
 
-    `kind` is plain, browser (13 headers), post (a body of `size` bytes) or pipeline (`size`
-    requests at once).
+    `kind` is plain, browser (13 headers), paths (each request another), post (a body of `size`
+    bytes) or pipeline (`size` requests at once).
     """
     whole = max(1, round(seconds))
     command = [find_wrk(), "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "10s"]

@@ -49,6 +49,8 @@ WORKLOADS = (
              servers=WITH_FLOOR),
     Workload("browser", "13 browser headers", HELLO, "1.9 (1.4)", 13, kind="browser",
              servers=WITH_FLOOR),
+    Workload("paths", "hello, each time another path", HELLO, "best", 13, kind="paths",
+             servers=WITH_FLOOR),
     Workload("pipeline", "16 requests pipelined", HELLO, "3", 13, kind="pipeline", size=16),
     Workload("json", "JSON 2 KB, access log on", "apps:document", "2.5 (1.8)", 1978,
              access_log=True),
