@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-    ResponseState = Literal["waiting", "started", "streaming", "sending", "trailing", "complete"]
+    ResponseState = Literal[
+        "waiting", "started", "headed", "streaming", "sending", "trailing", "complete"
+    ]
     InputState = Literal["open", "ended", "delivered", "cut"]
 
     class CycleOwner(Protocol):
@@ -169,7 +171,6 @@ class HTTPCycle(Parking):
     """One request and its response: the ``receive`` and ``send`` of one call of the app."""
 
     __slots__ = (
-        "abandoned",
         "body_sent",
         "client",
         "disconnected",
@@ -187,6 +188,7 @@ class HTTPCycle(Parking):
         "status",
         "stepper",
         "task",
+        "timer",
         "transport",
         "unanswered_expect",
         "writer",
@@ -222,7 +224,7 @@ class HTTPCycle(Parking):
         self.body_sent = 0
         self.started_at = transport.reactor.now
         self.task: Any = None
-        self.abandoned: Timer | None = None  # runs while the app may wait for a client that left
+        self.timer: Timer | None = None  # of a head held back; of an app whose client has left
 
     def __repr__(self) -> str:
         return f"<HTTPCycle {self.request!r} {self.state}, input {self.input}>"
@@ -245,14 +247,14 @@ class HTTPCycle(Parking):
 
     def on_disconnect(self) -> None:
         """The client is gone, or has broken its body: nothing more can be said to the app."""
-        self.disconnected = True
+        known, self.disconnected = self.disconnected, True
         self.pieces.clear()
         self.pieces_size = 0
         if self.input == "open":
             self.input = "cut"
-        if self.state == "streaming" and self.abandoned is None:
-            reactor = self.stepper.reactor
-            self.abandoned = reactor.call_later(ABANDONED_TIME, self.cancel_stream)
+        if self.streams and not known:
+            self.stop_timer()
+            self.timer = self.stepper.reactor.call_later(ABANDONED_TIME, self.cancel_stream)
         self.release_waiters()
 
     def cancel_stream(self) -> None:
@@ -261,25 +263,25 @@ class HTTPCycle(Parking):
         A stream of events waits for the next one, and may wait for ever: it learns from send()
         that nobody listens, and with spec 2.4 frameworks look nowhere else.
         """
-        self.abandoned = None
+        self.timer = None
         if self.task is not None:
             self.task.cancel()
 
-    def on_noticed(self) -> None:
-        """The app knows that the client is gone: what follows from that is its own affair."""
-        if self.abandoned is not None:
-            self.abandoned.cancel()
-            self.abandoned = None
+    def stop_timer(self) -> None:
+        """The app knows that its client is gone, or has ended: what follows is its own affair."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def gone(self) -> ClientDisconnected:
         """Return what is raised to an app whose client is gone (spec 2.4)."""
-        self.on_noticed()
+        self.stop_timer()
         return ClientDisconnected("the client is gone")
 
     def on_done(self, exc: BaseException | None) -> None:
         """The app has returned, or raised."""
-        if self.abandoned is not None:
-            self.on_noticed()
+        if self.timer is not None:
+            self.stop_timer()
         self.owner.cycle_done(self, exc)
         if self.waiters:  # of a task that it has left behind
             self.disconnected = self.state != "complete"
@@ -289,6 +291,12 @@ class HTTPCycle(Parking):
     def waits_for_client(self) -> bool:
         """True when the app has all of the request and waits in receive(): for a disconnect."""
         return self.input == "delivered" and self.receiving > 0
+
+    @property
+    def streams(self) -> bool:
+        """True when the app has begun an answer whose end only it knows."""
+        endless = self.state == "started" and self.writer.declared is None
+        return endless or self.state in ("headed", "streaming")
 
     @property
     def bodiless(self) -> bool:
@@ -306,7 +314,7 @@ class HTTPCycle(Parking):
         """Return the next message (ASGI HTTP: http.request, then http.disconnect for ever)."""
         while True:
             if self.disconnected or self.state == "complete":
-                self.on_noticed()
+                self.stop_timer()
                 return {"type": "http.disconnect"}
             if self.pieces or self.input == "ended":
                 return self.take_body()
@@ -391,6 +399,25 @@ class HTTPCycle(Parking):
         self.response_headers = headers
         self.status = writer.status
         self.state = "started"
+        if self.task is not None and writer.declared is None:
+            self.transport.reactor.unflushed.append(self)
+
+    def flush(self) -> None:
+        """The turn ends, or the first step: the head of a stream does not wait long for its body.
+
+        For a while it may: a body that comes in one piece gets its length, and an exception a 500.
+        """
+        if self.state == "started" and self.writer.declared is None and not self.disconnected:
+            self.timer = self.stepper.reactor.call_later(HEAD_TIME, self.send_head)
+
+    def send_head(self) -> None:
+        """Send a head that waits still: its client wants to know that the stream has begun."""
+        self.timer = None
+        if self.state == "started":
+            if self.input == "open" and self.unread_is_much():
+                self.writer.keep_alive = False
+            self.transport.write(self.writer.send(b"", True))
+            self.state = "headed"
 
     def on_body(self, message: Message) -> None:
         """Frame and write a piece of the body."""
@@ -528,6 +555,7 @@ class HTTPCycle(Parking):
 
 
 AFTER_ROUNDS = 10  # of the ready queue, in which an app that has answered ends a receive() beside
+HEAD_TIME = 0.1  # seconds that the head of a stream waits for its first piece
 ABANDONED_TIME = 2.0  # seconds in which an app that streams should notice that nobody listens
 MAX_DISCARD = 65536  # bytes of a body nobody wants that are read to keep the connection
 MAX_DEBUG = 2000  # characters of what http.response.debug tells
@@ -540,6 +568,12 @@ HTTP_LIFECYCLE: dict[ResponseState, dict[object, Callable[[HTTPCycle, Message], 
         "http.response.debug": HTTPCycle.on_debug,
     },
     "started": {
+        "http.response.body": HTTPCycle.on_body,
+        "http.response.early_hint": HTTPCycle.on_early_hint,
+        "http.response.pathsend": HTTPCycle.on_pathsend,
+        "http.response.zerocopysend": HTTPCycle.on_zerocopysend,
+    },
+    "headed": {  # as before, but that the head is sent
         "http.response.body": HTTPCycle.on_body,
         "http.response.early_hint": HTTPCycle.on_early_hint,
         "http.response.pathsend": HTTPCycle.on_pathsend,

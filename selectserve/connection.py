@@ -255,6 +255,8 @@ class HTTPConnection:
             cycle.input = "ended"
         coro = service.app(scope, cycle.receive, cycle.send)
         cycle.task = service.stepper.spawn(coro, cycle.on_done, service.context.copy())
+        if cycle.state == "started":
+            cycle.flush()
 
     def upgrade(self, request: Request) -> None:
         """Hand the connection over, with the request and the bytes behind it (RFC 9110 §7.8)."""
@@ -528,7 +530,7 @@ class HTTPConnection:
         """
         cycle = self.cycle
         if cycle is not None:
-            if everybody or cycle.state == "streaming" or cycle.waits_for_client:
+            if everybody or cycle.streams or cycle.waits_for_client:
                 cycle.on_disconnect()
         elif everybody and self.transport.state == "open":
             self.finish(bool(self.transport.out))

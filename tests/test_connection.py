@@ -15,7 +15,7 @@ import pytest
 
 from selectserve.connection import PIPELINE_WATERMARK
 from selectserve.task import sleep
-from selectserve.transport import HIGH_WATERMARK, READ_SIZE
+from selectserve.transport import HIGH_WATERMARK, READ_SIZE, Transport
 
 from .test_deadlines import GET, Stage, about, hello
 
@@ -157,6 +157,134 @@ def test_a_request_that_comes_again_has_a_scope_of_its_own(options):
     assert other["path"] != seen[0]["path"] and len(seen) == 8
     assert all(scope == seen[0] for scope in seen)
     assert set(seen[0]) == set(other) and "spoilt" not in str(seen)
+
+
+# -- a head whose body does not come soon ----------------------------------------------------------
+
+
+def look(stage, words, moments):
+    """Return a visitor who has said ``words``, and what it had received at each of ``moments``."""
+    seen = []
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(words)
+        last = 0.0
+        for moment in moments:
+            yield moment - last
+            seen.append(visitor.received)
+            last = moment
+
+    visitor = stage.visit(script)
+    stage.play()
+    return visitor, seen
+
+
+def slow_stream(*headers, before=0.0, body=b"an event", **message):
+    """Return an app that begins an answer, and has nothing to add for a while."""
+
+    async def app(scope, receive, send):
+        if before:
+            await sleep(before)
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send({**start, **message})
+        await sleep(20)
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["in the first step", "later"])
+def test_the_head_of_a_silent_stream_leaves_soon(before):
+    app = slow_stream((b"content-type", b"text/event-stream"), before=before)
+    visitor, seen = look(Stage(app), GET, [before + 0.09, before + 0.11, before + 19])
+    assert seen[0] == b"" and seen[1] == seen[2]
+    assert seen[1].startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+    assert seen[1].endswith(b"\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert visitor.received[len(seen[1]) :] == b"8\r\nan event\r\n0\r\n\r\n"
+
+
+def test_a_head_that_tells_the_length_waits_for_the_body():
+    visitor, seen = look(Stage(slow_stream((b"content-length", b"8"))), GET, [19])
+    assert seen == [b""] and visitor.received.endswith(b"\r\n\r\nan event")
+
+
+@pytest.mark.parametrize(
+    ("words", "end", "body"),
+    [
+        (GET.replace(b"1.1", b"1.0"), b"connection: close\r\n\r\n", b"an event"),
+        (HEAD, b"transfer-encoding: chunked\r\n\r\n", b""),
+    ],
+    ids=["1.0", "HEAD"],
+)
+def test_whatever_the_head_says_of_the_body_is_kept(words, end, body):
+    visitor, seen = look(Stage(slow_stream()), words, [1])
+    assert seen[0].endswith(end) and visitor.received == seen[0] + body
+
+
+def test_trailers_may_follow_a_head_that_has_left():
+    async def app(scope, receive, send):
+        await slow_stream(trailers=True)(scope, receive, send)
+        await send({"type": "http.response.trailers", "headers": [(b"sum", b"1")]})
+
+    words = GET.replace(b"\r\n\r\n", b"\r\nTE: trailers\r\nConnection: TE\r\n\r\n")
+    visitor, seen = look(Stage(app), words, [1])
+    assert visitor.received == seen[0] + b"8\r\nan event\r\n0\r\nsum: 1\r\n\r\n"
+
+
+def test_a_file_may_follow_a_head_that_has_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Transport, "sends_files", False
+    )  # this world's sockets are not the kernel's
+    file = tmp_path / "file"
+    file.write_bytes(b"the file")
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await sleep(20)
+        await send({"type": "http.response.pathsend", "path": str(file)})
+
+    visitor, seen = look(Stage(app), GET, [1])
+    assert visitor.received == seen[0] + b"8\r\nthe file\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("ends", ["raises", "returns"])
+def test_an_app_that_fails_after_its_head_has_left_is_cut(ends):
+    """There is no 500 any more: an end in the middle is what tells the client."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await sleep(20)
+        if ends == "raises":
+            raise ValueError("too late")
+
+    visitor, seen = look(Stage(app), GET * 2, [1])
+    assert visitor.received == seen[0] and visitor.ended_at == about(20)
+
+
+@pytest.mark.parametrize("left_at", [0.05, 1.0], ids=["before its head", "behind it"])
+def test_who_leaves_a_silent_stream_ends_it(left_at):
+    """Two seconds later, like one that has sent something: nothing else would ever wake it."""
+    ended = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        try:
+            await sleep(1000)
+        finally:
+            ended.append(stage.now)
+
+    stage = Stage(app)
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(GET)
+        yield left_at
+        visitor.link.reset()
+
+    stage.visit(script)
+    stage.play()
+    assert ended == [about(left_at + 2)]
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ received or raised is noticed there.
 
 from __future__ import annotations
 
+from selectserve.asgi import HEAD_TIME
 from selectserve.errors import Cancelled
 from selectserve.task import Event, sleep, spawn, stepper_here
 
@@ -367,7 +368,14 @@ async def raises_at_once(call):
 @behaviour(ending="error")
 async def raises_after_start(call):
     await call.start()
-    await call.rest()
+    await sleep(call.random.choice((0, 0.01)))
+    raise ZeroDivisionError
+
+
+@behaviour(ending="cut", framed=False)
+async def raises_behind_its_head(call):
+    await call.start()
+    await sleep(HEAD_TIME + 0.1)
     raise ZeroDivisionError
 
 
