@@ -216,9 +216,9 @@ class HTTPCycle(Parking):
         self.input: InputState = "open"
         self.disconnected = False
         self.unanswered_expect = request.expect_continue
-        self.pieces: list[bytes] = []  # of the body, received and not yet delivered
+        self.pieces: list[bytes] | None = None  # of the body, received and not yet delivered
         self.pieces_size = 0
-        self.waiters = []  # of receive() and send()
+        self.waiters = None  # of receive() and send()
         self.receiving = 0  # how many calls of receive() wait
         self.status = 0  # of the response, once it is started
         self.body_sent = 0
@@ -233,7 +233,10 @@ class HTTPCycle(Parking):
 
     def on_data(self, data: bytes) -> None:
         """A piece of the body has come."""
-        self.pieces.append(data)
+        if self.pieces is None:
+            self.pieces = [data]
+        else:
+            self.pieces.append(data)
         self.pieces_size += len(data) + PIECE_COST
         self.unanswered_expect = False
         if self.waiters:
@@ -248,7 +251,7 @@ class HTTPCycle(Parking):
     def on_disconnect(self) -> None:
         """The client is gone, or has broken its body: nothing more can be said to the app."""
         known, self.disconnected = self.disconnected, True
-        self.pieces.clear()
+        self.pieces = None
         self.pieces_size = 0
         if self.input == "open":
             self.input = "cut"
@@ -332,8 +335,8 @@ class HTTPCycle(Parking):
 
     def take_body(self) -> Message:
         """Deliver all that is there as one message, and let the connection read on."""
-        body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-        self.pieces.clear()
+        pieces, self.pieces = self.pieces or (), None
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.pieces_size = 0
         if self.input == "ended":
             self.input = "delivered"
@@ -537,7 +540,7 @@ class HTTPCycle(Parking):
         A receive() that waits beside the one who answers is told a few rounds later: mostly it is
         cancelled before, and what it raises would make Django's requests garbage in cycles.
         """
-        if len(self.waiters) > self.receiving:  # a send(), too
+        if len(self.waiters or ()) > self.receiving:  # a send(), too
             self.release_waiters()
         elif self.waiters:
             self.tell_later(AFTER_ROUNDS)

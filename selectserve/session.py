@@ -62,7 +62,7 @@ class WebSocketSession(Parking):
         self.inbox: deque[Message] = deque([{"type": "websocket.connect"}])
         self.disconnected: tuple[int, str] | None = None  # code and reason, once it is over
         self.gone = False  # the client went; else it was the app that closed
-        self.waiters = []
+        self.waiters = None
         self.task: Any = None
 
     def __repr__(self) -> str:

@@ -345,22 +345,25 @@ class Parking:
     __slots__ = ("waiters",)
 
     def __init__(self) -> None:
-        self.waiters: list[Waits] = []  # one for each call, so that a cancel hits one
+        # One for each call, so that a cancel hits one; no list while there are none.
+        self.waiters: list[Waits] | None = None
 
     def release_waiters(self) -> None:
         """Step on everyone who waits here."""
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
+        waiters, self.waiters = self.waiters, None
+        for waiter in waiters or ():
             release(waiter)
 
     async def park(self, stepper: Stepper) -> None:
         """Wait for the next ``release_waiters``."""
         waiter = stepper.waiter()
+        if self.waiters is None:
+            self.waiters = []
         self.waiters.append(waiter)
         try:
             await waiter
         finally:
-            if waiter in self.waiters:
+            if self.waiters is not None and waiter in self.waiters:
                 self.waiters.remove(waiter)
 
 

@@ -145,7 +145,8 @@ def check_connection(connection):
     require(cycle.state != "complete", "a complete response is still in flight", connection)
     bound = BODY_WATERMARK + PIPELINE_WATERMARK + LARGE_READ
     require(cycle.pieces_size <= bound, "a body has no bound", connection)
-    size = sum(map(len, cycle.pieces)) + PIECE_COST * len(cycle.pieces)
+    pieces = cycle.pieces or ()
+    size = sum(map(len, pieces)) + PIECE_COST * len(pieces)
     require(size == cycle.pieces_size, "a body is miscounted", connection, size)
     if cycle.input == "open":
         paused = cycle.pieces_size > BODY_WATERMARK
