@@ -51,14 +51,12 @@ class DefaultLines:
     __slots__ = ("block", "date", "server")
 
     def __init__(self, date: bytes = b"", server: bytes = b"") -> None:
-        self.date = date
-        self.server = server
-        self.block = server + date
+        self.set(date, server)
 
-    def set_date(self, date: bytes) -> None:
-        """Take the line of this second."""
-        self.date = date
-        self.block = self.server + date
+    def set(self, date: bytes, server: bytes) -> None:
+        """Take the line of this second, and those that stay."""
+        self.date, self.server = date, server
+        self.block = server + date
 
 
 class ResponseLines(dict["tuple[bytes, ...]", bytes]):

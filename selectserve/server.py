@@ -168,7 +168,7 @@ class Server:
         lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in config.header]
         if config.server_header and "server" not in own:
             lines.append(b"server: selectserve\r\n")
-        service.defaults.server = b"".join(lines)
+        service.defaults.set(b"", b"".join(lines))
         if config.date_header and "date" not in own:
             service.tell_date = self.tell_date
         service.on_limit = service.on_stop = self.stop
@@ -520,7 +520,8 @@ class Server:
     def tell_date(self) -> float:
         """Renew the Date line; return for how many seconds it holds."""
         now = self.wall_clock()
-        self.service.defaults.set_date(b"date: " + http_date(now) + b"\r\n")
+        defaults = self.service.defaults
+        defaults.set(b"date: " + http_date(now) + b"\r\n", defaults.server)
         return 1.0 - now % 1.0
 
     def on_asyncio(self, stepper: Stepper) -> None:

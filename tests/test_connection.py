@@ -131,6 +131,16 @@ def test_the_date_is_of_the_answer():
     assert parsedate_to_datetime(date).timestamp() == int(began + 90)
 
 
+@pytest.mark.parametrize("dated", [True, False])
+def test_each_answer_has_the_fields_of_the_server(dated):
+    stage = Stage(hello, date_header=dated, header=[("X-Own", "this")])
+    visitor = play(stage, GET * 3)
+    answers = visitor.received.split(b"hello")
+    assert answers[0] == answers[1] == answers[2] and answers[3] == b""
+    assert b"server: selectserve\r\n" in answers[0] and b"X-Own: this\r\n" in answers[0]
+    assert (b"date: " in answers[0]) == dated
+
+
 def spoil(value):
     """Change all that can be changed in an app's scope."""
     if isinstance(value, dict):
