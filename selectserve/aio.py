@@ -18,7 +18,7 @@ from .facade import FacadeLoop, facade_class
 from .guest import TrioStepper
 from .logs import error_logger
 from .reactor import Reactor
-from .task import FINISHED, TIDY_TIME, NativeStepper, ignore_end, misses_loop, release
+from .task import FINISHED, TIDY_TIME, NativeStepper, explain_trio, ignore_end, misses_loop, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ class AsyncioStepper:
         return exc is told
 
     def explain(self, exc: BaseException) -> str:
-        """Know nothing of what the app raised that has to do with this way of stepping."""
-        return ""
+        """Say what to do about what trio misses here."""
+        return explain_trio(exc)
 
     def run(self, main: Coroutine[Any, Any, Result]) -> Result:
         """Turn the reactor until ``main`` has ended; return or raise what it did.

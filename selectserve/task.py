@@ -199,6 +199,12 @@ def explain_trap(trap: object) -> str:
     )
 
 
+def explain_trio(exc: BaseException) -> str:
+    """Say what to do when trio says that it does not run."""
+    misses = type(exc) is RuntimeError and "must be called from async context" in str(exc)
+    return "this app needs trio: start with --loop trio" if misses else ""
+
+
 def misses_loop(exc: BaseException) -> bool:
     """Tell whether asyncio says that no loop runs; str() of the app's own classes may fail."""
     return type(exc) is RuntimeError and "no running event loop" in str(exc)
@@ -283,6 +289,8 @@ class NativeStepper:
         while cause is not None:
             if type(cause).__name__ in NO_LOOP_ERRORS or misses_loop(cause):
                 return "this app is stepped without asyncio: start with --loop asyncio"
+            if explain_trio(cause):
+                return explain_trio(cause)
             cause = cause.__cause__ or cause.__context__
         return ""
 

@@ -49,6 +49,14 @@ def test_requests_at_once_and_pipelined(module_serve):
         client.close()
 
 
+@pytest.mark.parametrize("loop", ["native", "asyncio"])
+def test_who_needs_trio_is_told_where_it_is(serve, loop):
+    server = serve("tests.interop.apps.trio_app:app", "--loop", loop, "--lifespan", "off")
+    with server.connect() as client:
+        assert client.get("/sleep").status == 500
+    server.wait_for_log("this app needs trio: start with --loop trio")
+
+
 def test_the_start_line_names_trio(module_serve):
     module_serve(*APP).wait_for_log(r"running on .*\(trio")
 
