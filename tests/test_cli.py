@@ -453,7 +453,8 @@ def test_an_import_that_takes_its_time_can_be_interrupted(module):
     folder = module("""
         import time
         print("importing", flush=True)
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)  # not 60: Python does not notice a signal that comes just before
     """)
     command = server_command("usersapp:app", "--app-dir", str(folder), "--port", "0")
     process = subprocess.Popen(
@@ -611,9 +612,9 @@ def test_work_of_threads_is_not_lost(serve, module, workers):
         import threading, time
 
         def work():
-            print("at work", flush=True)
+            print("at work\\n", end="", flush=True)  # at once: the access line may come between
             time.sleep(0.3)
-            print("done", flush=True)
+            print("done\\n", end="", flush=True)
 
         async def app(scope, receive, send):
             assert scope["type"] == "http"
