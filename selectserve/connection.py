@@ -415,8 +415,8 @@ class HTTPConnection:
         exc.__traceback__ = exc.__context__ = None  # frames hold the parser, which keeps exc
         level = logging.DEBUG if exc.reason.startswith("the client closed") else logging.WARNING
         self.service.complaints.log(level, f"{self.transport.peer_name}: {exc.status} {exc.reason}")
-        request = self.parser.request
         cycle = self.cycle
+        request = self.parser.request if cycle is None else cycle.request  # which has its id
         if cycle is not None and self.writer.framing not in ("waiting", "held"):
             self.cut()
         elif self.awaited == "rest":

@@ -17,7 +17,7 @@ from selectserve.connection import PIPELINE_WATERMARK
 from selectserve.task import sleep
 from selectserve.transport import HIGH_WATERMARK, READ_SIZE, Transport
 
-from .test_deadlines import GET, Stage, about, hello
+from .test_deadlines import GET, POST, Stage, about, hello
 
 HEAD = GET.replace(b"GET", b"HEAD")
 
@@ -167,6 +167,19 @@ def test_a_request_that_comes_again_has_a_scope_of_its_own(options):
     assert other["path"] != seen[0]["path"] and len(seen) == 8
     assert all(scope == seen[0] for scope in seen)
     assert set(seen[0]) == set(other) and "spoilt" not in str(seen)
+
+
+def test_a_refusal_has_the_id_that_the_app_was_told():
+    told = []
+
+    async def app(scope, receive, send):
+        told.extend(value for name, value in scope["headers"] if name == b"x-request-id")
+        while (await receive()).get("more_body"):
+            pass
+
+    visitor = play(Stage(app, request_id=True), POST % 5 + b"ab")
+    assert visitor.statuses == [408] and len(told) == 1
+    assert b"\r\nx-request-id: %b\r\n" % told[0] in visitor.received
 
 
 # -- a head whose body does not come soon ----------------------------------------------------------
