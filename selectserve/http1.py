@@ -260,18 +260,18 @@ class RequestParser:
         Whatever is not so plain is left untouched, for the other states to read step by step.
         """
         buffer, position = self.buffer, self.position
-        end = buffer.find(b"\r\n\r\n", position)
-        head = buffer[position:end]
-        if head == self.head and end > 0:
-            request = self.last
+        end = buffer.find(b"\r\n\r\n", position) + 4  # 3 when it is not here
+        head = buffer[position:end]  # with its end it is all of the buffer, mostly: no copy
+        if head == self.head:
+            request, self.head = self.last, head
         else:
             line_end = buffer.find(b"\r\n", position)
             plain = PLAIN_REQUEST_LINE.fullmatch(buffer, position, line_end)
-            if plain is None or not 0 <= end - position <= self.limits.plain_head:
+            if plain is None or not 3 < len(head) <= self.limits.plain_head:
                 return self.skip_empty_lines()
             name, target, raw_path, query_string = plain.groups(b"")
             request = Request(METHODS[name], target, raw_path, query_string, "1.1")
-            section = buffer[line_end + 2 : end]
+            section = buffer[line_end + 2 : end - 4]
             if section == self.section:
                 request.headers = self.last.headers
                 request.content_length = self.last.content_length
@@ -281,7 +281,7 @@ class RequestParser:
             elif request.keep_alive and not request.upgrade | request.expect_continue:
                 self.head, self.section, self.last = head, section, request
         self.request = request
-        self.position = end + 4
+        self.position = end
         self.empty_lines = 0
         if request.content_length:
             self.body_left = request.content_length

@@ -421,6 +421,16 @@ def test_a_head_that_comes_again_is_the_same_request():
     assert len(set(map(id, requests))) == 4  # in two reads it is read step by step
 
 
+def test_what_is_remembered_of_a_head_is_no_copy():
+    """The buffer holds what was read last in any case: large cookies are there once, not twice."""
+    parser = RequestParser()
+    for number in (1, 1, 2, 2, 2):
+        parser.receive_data(b"GET /%d HTTP/1.1\r\nHost: a\r\nCookie: b\r\n\r\n" % number)
+        while parser.next_event() is not NEED_DATA:
+            pass
+        assert parser.head is parser.buffer
+
+
 @pytest.mark.parametrize("last", [b"", POST + b"hello"], ids=["first", "later"])
 @pytest.mark.parametrize("noise", [b"\n\r\n\r\n", b"\0\r\n\r\n", b"a\r\n\r\n", b":\r\n\r\n"])
 def test_nothing_is_the_same_as_no_head(last, noise):
