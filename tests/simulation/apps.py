@@ -331,7 +331,7 @@ async def gives_up_waiting(call):
 
     async def child():
         waiter = stepper_here().waiter()
-        world.reactor.call_later(0.1, lambda: waiter.set_result(None))
+        timer = world.reactor.call_later(0.1, lambda: waiter.set_result(None))
         try:
             await waiter
         except Cancelled:
@@ -339,6 +339,7 @@ async def gives_up_waiting(call):
             await sleep(0.5)
             world.check(world.clock.now - begun >= 0.5, "an old wait has ended a new one")
         finally:
+            timer.cancel()  # a shutdown may have been quicker
             done.set()
 
     task = spawn(child())
