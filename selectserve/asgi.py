@@ -411,12 +411,14 @@ class HTTPCycle(Parking):
         For a while it may: a body that comes in one piece gets its length, and an exception a 500.
         """
         if self.state == "started" and self.writer.declared is None and not self.disconnected:
-            self.timer = self.stepper.reactor.call_later(HEAD_TIME, self.send_head)
+            reactor = self.stepper.reactor
+            # When the turn came late the app may have its next step in it, and goes first.
+            self.timer = reactor.call_later(HEAD_TIME, partial(reactor.call_soon, self.send_head))
 
     def send_head(self) -> None:
         """Send a head that waits still: its client wants to know that the stream has begun."""
-        self.timer = None
-        if self.state == "started":
+        if self.state == "started" and not self.disconnected:
+            self.timer = None
             if self.input == "open" and self.unread_is_much():
                 self.writer.keep_alive = False
             self.transport.write(self.writer.send(b"", True))

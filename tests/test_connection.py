@@ -285,6 +285,24 @@ def test_an_app_that_fails_after_its_head_has_left_is_cut(ends):
     assert visitor.received == seen[0] and visitor.ended_at == about(20)
 
 
+@pytest.mark.parametrize("ends", ["raises", "answers"])
+def test_an_app_whose_turn_comes_late_goes_before_its_head(ends):
+    """Somebody has held the reactor for longer than a head waits: no reason to answer otherwise."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        await sleep(0.01)
+        if ends == "raises":
+            raise ValueError("in time")
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    stage = Stage(app)
+    stage.world.later(0.005, lambda: setattr(stage.world.clock, "now", stage.world.clock.now + 1))
+    visitor = play(stage, GET)
+    assert visitor.statuses == [500 if ends == "raises" else 200]
+    assert b"\r\ncontent-length: " in visitor.received
+
+
 @pytest.mark.parametrize("left_at", [0.05, 1.0], ids=["before its head", "behind it"])
 def test_who_leaves_a_silent_stream_ends_it(left_at):
     """Two seconds later, like one that has sent something: nothing else would ever wake it."""
