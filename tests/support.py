@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
+OUR_FILES = f"{ROOT / 'selectserve'}{os.sep}"  # the clone may be called so, too
 DEADLINE = 30.0  # seconds; generous, since it only ever passes when something is broken
 START_DEADLINE = 60.0  # an app's imports, on a machine that has other things to do
 # What a server of ours does after a while is asked for by the test that waits for it. No other test

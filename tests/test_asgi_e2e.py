@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from .support import ROOT, BadResponse, parallel, run_server
+from .support import OUR_FILES, ROOT, BadResponse, parallel, run_server
 
 pytestmark = pytest.mark.usefixtures("healthy")
 SERVED = ("tests.apps:app",)
@@ -536,7 +536,7 @@ def test_an_exception_before_the_body_is_a_500(server, client, path):
     server.wait_for_log(r"(ValueError|Strange): SECRET of the app", start=start)
     log = "\n".join(server.complete_log().split("\n")[start:])
     assert log.count("SECRET of the app") == 1 + log.count("raise ") and "apps.py" in log
-    assert "selectserve/" not in log, "our own lines are not the user's business"
+    assert OUR_FILES not in log, "our own lines are not the user's business"
 
 
 def test_an_app_may_do_anything_to_its_scope(server, client, tag):
