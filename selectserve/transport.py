@@ -267,7 +267,7 @@ class Transport:
 
     def hold_reading(self, held: bool) -> None:
         """Read nothing for now, whatever the protocol wishes; or as it wishes again."""
-        if held != self.held and self.state != "closed":
+        if held != self.held and self.state == "open":
             self.held = held
             self.update_interest()
 
@@ -313,7 +313,7 @@ class Transport:
         if self.state == "open":
             self.drop_file()
             self.state = "lingering"
-            self.reading = True
+            self.reading, self.held = True, False  # what is thrown away takes no room
             self.update_interest()
             self.arm(self.write_timeout if self.out else LINGER_TIME)
             if not self.out:

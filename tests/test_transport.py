@@ -568,6 +568,22 @@ def test_pausing_and_resuming_do_nothing_to_a_lingering_transport():
     assert world.transport.state == "lingering"
 
 
+def test_linger_discards_whatever_holds_the_reading():
+    """Memory is short and nothing is read: to close over it would reset, and the answer be lost."""
+    world = World(recv=[b"x" * 100, b"y", b""])
+    world.transport.hold_reading(True)
+    world.transport.write([b"answer"])
+    world.transport.linger()
+    world.transport.hold_reading(True)  # still
+    assert world.interest == EVENT_READ
+    world.turn()
+    for _ in range(3):
+        assert world.transport.state == "lingering"
+        world.turn(EVENT_READ)
+    assert world.sent_all() == b"answer" and world.protocol.words() == ["lost"]
+    world.check_gone()
+
+
 # -- resets at every point -------------------------------------------------------------------------
 
 
