@@ -257,7 +257,8 @@ class HTTPCycle(Parking):
             self.input = "cut"
         if self.streams and not known:
             self.stop_timer()
-            self.timer = self.stepper.reactor.call_later(ABANDONED_TIME, self.cancel_stream)
+            later = partial(self.stepper.reactor.call_soon, self.cancel_stream)  # as for a head
+            self.timer = self.stepper.reactor.call_later(ABANDONED_TIME, later)
         self.release_waiters()
 
     def cancel_stream(self) -> None:
@@ -266,8 +267,8 @@ class HTTPCycle(Parking):
         A stream of events waits for the next one, and may wait for ever: it learns from send()
         that nobody listens, and with spec 2.4 frameworks look nowhere else.
         """
-        self.timer = None
-        if self.task is not None:
+        if self.timer is not None and self.task is not None:
+            self.timer = None
             self.task.cancel()
 
     def stop_timer(self) -> None:
