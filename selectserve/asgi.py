@@ -256,9 +256,7 @@ class HTTPCycle(Parking):
         if self.input == "open":
             self.input = "cut"
         if self.streams and not known:
-            self.stop_timer()
-            later = partial(self.stepper.reactor.call_soon, self.cancel_stream)  # as for a head
-            self.timer = self.stepper.reactor.call_later(ABANDONED_TIME, later)
+            self.start_timer(ABANDONED_TIME, self.cancel_stream)
         self.release_waiters()
 
     def cancel_stream(self) -> None:
@@ -270,6 +268,12 @@ class HTTPCycle(Parking):
         if self.timer is not None and self.task is not None:
             self.timer = None
             self.task.cancel()
+
+    def start_timer(self, delay: float, action: Callable[[], None]) -> None:
+        """Run ``action`` after ``delay`` seconds, behind an app that has its next step then."""
+        self.stop_timer()
+        reactor = self.stepper.reactor
+        self.timer = reactor.call_later(delay, partial(reactor.call_soon, action))
 
     def stop_timer(self) -> None:
         """The app knows that its client is gone, or has ended: what follows is its own affair."""
@@ -412,9 +416,7 @@ class HTTPCycle(Parking):
         For a while it may: a body that comes in one piece gets its length, and an exception a 500.
         """
         if self.state == "started" and self.writer.declared is None and not self.disconnected:
-            reactor = self.stepper.reactor
-            # When the turn came late the app may have its next step in it, and goes first.
-            self.timer = reactor.call_later(HEAD_TIME, partial(reactor.call_soon, self.send_head))
+            self.start_timer(HEAD_TIME, self.send_head)
 
     def send_head(self) -> None:
         """Send a head that waits still: its client wants to know that the stream has begun."""
