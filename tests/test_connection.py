@@ -7,6 +7,7 @@ what must hold for every conversation is in the simulation.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import socket
 from email.utils import parsedate_to_datetime
@@ -14,6 +15,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from selectserve.connection import PIPELINE_WATERMARK
+from selectserve.filesend import FileSend
 from selectserve.task import sleep
 from selectserve.transport import HIGH_WATERMARK, READ_SIZE, Transport
 
@@ -256,9 +258,9 @@ def test_trailers_may_follow_a_head_that_has_left():
 
 
 def test_a_file_may_follow_a_head_that_has_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        Transport, "sends_files", False
-    )  # this world's sockets are not the kernel's
+    # this world's sockets are not the kernel's, and its clock would not wait for a thread
+    monkeypatch.setattr(Transport, "sends_files", False)
+    monkeypatch.setattr(FileSend, "read_now", lambda file, size: os.pread(file.fd, size, 0))
     file = tmp_path / "file"
     file.write_bytes(b"the file")
 
