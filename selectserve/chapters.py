@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOMS = tuple(
     """
     errors threadless appendix trace kinds config sources material
-    reactor logs systemd sockets listener filesend transport tls certificates
+    reactor eager logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
     memory service upgrade connection arrival narrator census observer
@@ -42,7 +42,7 @@ NEIGHBOURS = tuple(
     kinds config importer cli sources explain logs bundle material forwarded sockets systemd
     certificates grammar access handshake response deflate websocket session filesend asgi lifespan
     wsgi upgrade trace arrival narrator tls welcome census observer inspector aio facade guest task
-    signals stray ending listener server process service supervisor memory embed launch worker
+    signals stray ending eager listener server process service supervisor memory embed launch worker
     garbage reload gunicorn watchdog
     """.split()
 )

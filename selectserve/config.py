@@ -243,6 +243,13 @@ class Config:
         group="app",
     )
 
+    busy_poll = Option(
+        50,
+        "microseconds to look for more before sleeping, while requests come so soon; 0: sleep",
+        kind=count,
+        group="app",
+    )
+
     # -- TLS
     ssl_certfile: Option[list[str]] = Option(
         [],

@@ -18,9 +18,9 @@ from contextvars import copy_context
 
 from .aio import AsyncioStepper
 from .config import Config
+from .eager import make_reactor
 from .errors import ConfigError
 from .logs import error_logger, load_log_config, set_up_logging
-from .reactor import Reactor
 from .server import Server
 from .sources import load_env_file
 from .stray import leave_server, watch_forks
@@ -38,7 +38,7 @@ class HostedServer(Server):
     """A server that tells its host, not the process, how it is; ``on_serving()`` is called once."""
 
     def __init__(self, config: Config, on_serving: Callable[[], object] = int) -> None:
-        reactor = Reactor()
+        reactor = make_reactor(config.busy_poll)
         try:
             super().__init__(config, reactor)
         except BaseException as exc:
@@ -268,6 +268,7 @@ def hosted_config(app: Any, options: dict[str, Any]) -> Config:
     options.setdefault("access_log", "log_level" in options)
     options.setdefault("gc_freeze", False)  # the collector is the host's
     options.setdefault("gc_threshold", 0)
+    options.setdefault("busy_poll", 0)  # so are the processors
     config = Config(app, **options)
     if config.workers > 1 or config.reload:
         raise ConfigError("a server inside a program is one server: no workers, no reload", 2)

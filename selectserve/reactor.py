@@ -138,6 +138,7 @@ class Reactor:
         self.running = False
         self.on_turn: Callable[[], object] | None = None  # told when a wait has ended
         self.on_signal: Callable[[int], object] = int  # int(n) is n: nothing
+        self.on_woken: Callable[[], object] = int  # by a thread or a signal
         self.on_fault: Callable[[Exception], object] | None = None  # a bug of ours, to be told
         self.on_return: Callable[[Any], object] = id  # to us, of the app's; id() is nothing
         self.trace: Tells | None = trace
@@ -262,6 +263,7 @@ class Reactor:
             return
         finally:
             self.woken = False  # behind the recv: who comes before is in the queue of this turn
+        self.on_woken()
         for number in data:
             if number:
                 self.on_signal(number)

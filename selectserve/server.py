@@ -23,6 +23,7 @@ from .arrival import Entrance
 from .census import connection_table, unfinished_work
 from .certificates import make_certificates
 from .config import Config
+from .eager import make_reactor
 from .ending import limit_threads, waited_threads
 from .errors import Cancelled, ConfigError
 from .forwarded import ForwardedRules, TrustedPeers
@@ -98,7 +99,7 @@ class Server:
         self.sockets = sockets
         self.wall_clock = wall_clock
         self.host_threads = waited_threads()
-        self.reactor = Reactor() if reactor is None else reactor
+        self.reactor = make_reactor(config.busy_poll) if reactor is None else reactor
         self.reactor.on_fault = self.on_fault
         self.inspector = None  # it has to know the reactor's parts before anybody else does
         if config.inspect:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "selectserve"
 # A room stands below everything that it may import. The order is also that of the single file.
 ROOMS = """
     errors threadless appendix trace kinds config sources material
-    reactor logs systemd sockets listener filesend transport tls certificates
+    reactor eager logs systemd sockets listener filesend transport tls certificates
     grammar http1 response deflate handshake websocket forwarded
     task facade guest aio watchdog asgi lifespan session access wsgi
     memory service upgrade connection arrival narrator census observer
@@ -33,12 +33,12 @@ RARE = "wsgi inspector supervisor reload".split()  # 400 KB of memory, together
 
 # What belongs to one owner (or few): in the source, a module imported or a name used.
 OWNERS = {
-    "import selectors": "reactor",
+    "import selectors": "reactor eager",
     "import heapq": "reactor",
-    "time.monotonic": "reactor",
+    "time.monotonic": "reactor eager",
     "socket.socketpair": "reactor worker",
     "import signal": "signals ending server worker process supervisor facade gunicorn",
-    "import time": "reactor server",
+    "import time": "reactor eager server",
     "import ssl": "tls certificates",
     "import re": "grammar forwarded sources access",
     "import zlib": "deflate appendix chapters",
