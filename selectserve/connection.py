@@ -453,6 +453,7 @@ class HTTPConnection:
 
     def finish(self, unread: bool) -> None:
         """Close once all is sent; with ``unread`` input, so that the client can read it first."""
+        unread = unread or self.awaited == "rest"  # what it is still sending
         self.deadline.set(NEVER)
         if self.awaited != "close" and self in self.service.connections:
             self.service.parting += 1
@@ -504,7 +505,7 @@ class HTTPConnection:
         if self.awaited == "close":
             transport.lost(None)
         elif self.cycle is None and self.deadline.at == NEVER:
-            transport.close()
+            self.finish(False)
 
     def close_if_idle(self, gently: bool) -> None:
         """Close, at shutdown, a connection between two requests; else this one is its last.

@@ -604,3 +604,30 @@ def test_a_connection_is_idle_when_the_rest_of_a_chunked_body_has_come():
     visitor = stage.visit(script)
     stage.play()
     assert (visitor.statuses, visitor.ended_at) == ([200], about(1 + 5))
+
+
+# -- a body that nobody wants, and the end ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["a signal", "too slow"])
+def test_who_still_sends_a_body_can_read_its_answer_at_the_end(why):
+    """A close over what is still to come would be a reset, and that may overtake the answer."""
+    stage = Stage(hello)
+    seen = []
+
+    def script(visitor):
+        visitor.connect()
+        visitor.say(POST % 1000 + b"a beginning")
+        if why == "a signal":
+            yield 1.0
+            stage.signal()
+        else:
+            yield 5.01  # --timeout-keep-alive
+        visitor.say(b"more of it")
+        seen.append((visitor.link.server_ended, visitor.link.lost))
+        yield 0.5
+        seen.append((visitor.link.server_ended, visitor.link.lost))
+
+    visitor = stage.visit(script)
+    stage.play()
+    assert visitor.statuses == [200] and seen[-1] == (True, False)
