@@ -34,14 +34,15 @@ class EagerSelector(selectors.DefaultSelector):
         look = super().select
         if timeout is not None and timeout <= 0.0:
             return look(timeout)
-        until = self.clock() + self.eagerness
+        eager = self.eagerness if timeout is None or timeout > self.eagerness else timeout
+        until = self.clock() + eager
         if self.short_waits >= WORTH:
             while self.clock() < until:
                 events = look(0.0)
                 if events:
                     return events
             self.short_waits = 0
-            return look(timeout)
+            return look(None if timeout is None else timeout - eager)  # timers do not wait longer
         events = look(timeout)
         self.short_waits = self.short_waits + 1 if self.clock() < until else 0
         return events

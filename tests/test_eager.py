@@ -116,6 +116,23 @@ def test_one_look_in_vain_has_to_be_earned_anew(wait):
     assert wait.select() == LOOKED
 
 
+@pytest.mark.parametrize(
+    ("timeout", "looks", "left"),
+    [(None, 4, None), (AWHILE, 4, AWHILE - EAGERNESS), (READING * 2.5, 2, 0.0)],
+)
+def test_no_timer_waits_for_the_looks(wait, monkeypatch, timeout, looks, left):
+    asked = []
+
+    def select(selector, timeout):
+        asked.append(timeout)
+        return []
+
+    wait.short_waits(WORTH)
+    monkeypatch.setattr(selectors.DefaultSelector, "select", select)
+    wait.selector.select(timeout)
+    assert asked == [0.0] * looks + [left]
+
+
 def test_who_is_told_to_be_calm_sleeps(wait):
     wait.short_waits(WORTH)
     wait.selector.calm()
